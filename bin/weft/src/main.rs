@@ -1,0 +1,3 @@
+//! The network of a Kubernetes cluster as one program.
+
+fn main() {}

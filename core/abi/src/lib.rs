@@ -1,0 +1,1 @@
+//! Keys, values and events shared with the BPF programs.

@@ -1,0 +1,1 @@
+//! Plan and packet or query to verdict and reason.

@@ -1,0 +1,25 @@
+//! Nouns of the network as valid-only types. Parsing from Kubernetes objects lives in `parse`; no decision lives here.
+
+mod addresses;
+mod labels;
+mod names;
+mod nodes;
+mod pods;
+mod policies;
+mod reasons;
+mod services;
+mod snapshot;
+
+pub mod parse;
+
+pub use addresses::{Addr, AddrError, Cidr, Family, Port, Protocol};
+pub use labels::{Labels, Operator, Requirement, Selector};
+pub use names::{NamespaceName, NodeName, ObjectKey, PodKey, PolicyKey, PolicyKind, ServiceKey, Uid};
+pub use nodes::Node;
+pub use pods::{NamedPort, Namespace, Pod, PodPhase};
+pub use policies::{Block, NamespaceMatch, Peer, Policy, PortMatch, Rule, RuleSet, Subject};
+pub use reasons::{Direction, Reason, Verdict};
+pub use services::{
+    Endpoint, EndpointCondition, EndpointSlice, Service, ServiceKind, ServicePort, TargetPort,
+};
+pub use snapshot::{ClusterSettings, Finding, LocalEndpoint, Routing, Severity, Snapshot};

@@ -1,0 +1,16 @@
+//! A node as the network sees it. Its kernel state lives in io/datapath.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Addr, Cidr, Labels, NodeName};
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub name: NodeName,
+    pub labels: Labels,
+    /// InternalIP addresses, first of each family first.
+    pub addresses: Vec<Addr>,
+    pub pod_cidrs: BTreeSet<Cidr>,
+}

@@ -1,0 +1,107 @@
+//! Everything known about the cluster at one moment, and what was wrong with its objects. Watching lives in io/kube.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Addr, Cidr, EndpointSlice, Namespace, NamespaceName, Node, NodeName, Pod, PodKey, Policy, PolicyKey,
+    Service, ServiceKey, Uid,
+};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub settings: ClusterSettings,
+    pub namespaces: BTreeMap<NamespaceName, Namespace>,
+    pub nodes: BTreeMap<NodeName, Node>,
+    pub pods: BTreeMap<PodKey, Pod>,
+    pub services: BTreeMap<ServiceKey, Service>,
+    /// Keyed by namespace and slice name.
+    pub slices: BTreeMap<ServiceKey, EndpointSlice>,
+    pub policies: BTreeMap<PolicyKey, Policy>,
+    /// Pods whose interface this node has made; known here before the API says so.
+    pub local: BTreeMap<PodKey, LocalEndpoint>,
+}
+
+/// A learned fact: this node gave the pod these addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalEndpoint {
+    pub pod: PodKey,
+    pub uid: Uid,
+    pub addresses: BTreeSet<Addr>,
+    /// Name of the host side of the pod's veth pair.
+    pub device: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterSettings {
+    pub pod_cidrs: Vec<Cidr>,
+    pub service_cidrs: Vec<Cidr>,
+    /// Where nodes have their addresses: traffic to these is never masqueraded.
+    pub node_cidrs: Vec<Cidr>,
+    pub routing: Routing,
+    pub dns_addresses: Vec<Addr>,
+    pub cluster_domain: String,
+    /// MTU of the links between nodes; a pod's follows from it and the routing mode.
+    pub mtu: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Routing {
+    Direct,
+    /// RFC 7348.
+    Vxlan {
+        vni: u32,
+        port: u16,
+    },
+}
+
+impl Default for ClusterSettings {
+    fn default() -> Self {
+        Self {
+            pod_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+            node_cidrs: Vec::new(),
+            routing: Routing::Direct,
+            dns_addresses: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            mtu: 1500,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Legal, and probably not what was meant.
+    Warning,
+    /// The object, or part of it, is not in force.
+    Error,
+}
+
+/// Something a user should know about an object: which one, which field, why, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Finding {
+    pub severity: Severity,
+    /// `NetworkPolicy shop/allow-web`
+    pub object: String,
+    /// `spec.ingress[0].from[1].podSelector`; empty for the whole object.
+    pub field: String,
+    pub message: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        };
+        write!(f, "{severity}: {}", self.object)?;
+        if !self.field.is_empty() {
+            write!(f, ": {}", self.field)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}

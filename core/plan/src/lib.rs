@@ -1,0 +1,19 @@
+//! Desired state of one node: its kernel tables and its name server's. How it is computed lives in core/compile,
+//! what it does to a packet in core/decide, putting it into the kernel in io/datapath.
+
+mod diff;
+mod endpoints;
+mod names;
+mod node;
+mod policies;
+mod print;
+mod services;
+
+pub use diff::Changes;
+pub use endpoints::{ClassId, EndpointPlan, NextHop};
+pub use names::{NamePlan, NameRecords, SrvRecord};
+pub use node::{NodePlan, NodeSettings};
+pub use policies::{
+    ClassMatch, Decision, PolicyMatch, PolicySet, PolicySetId, PortPrefix, RuleCause, RuleId,
+};
+pub use services::{Backend, Frontend, ServiceId, ServicePlan};

@@ -1,0 +1,44 @@
+//! The plan of one node as a whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use weft_model::{Addr, Cidr, NodeName, Routing};
+
+use crate::{
+    ClassId, EndpointPlan, Frontend, NamePlan, NextHop, PolicySet, PolicySetId, RuleCause, RuleId,
+    ServicePlan,
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePlan {
+    pub settings: NodeSettings,
+    /// Pods on this node, by address; a dual-stack pod is there once for each address.
+    pub endpoints: BTreeMap<Addr, EndpointPlan>,
+    /// Peer class of every address that policies in force distinguish: pods as host prefixes, ipBlocks as prefixes.
+    /// Longest prefix wins; an address in none has class `ClassId::WORLD`.
+    pub classes: BTreeMap<Cidr, ClassId>,
+    pub policy_sets: BTreeMap<PolicySetId, PolicySet>,
+    /// What each rule number in verdicts and events means.
+    pub rules: BTreeMap<RuleId, RuleCause>,
+    pub services: BTreeMap<Frontend, ServicePlan>,
+    /// Pods and nodes elsewhere.
+    pub routes: BTreeMap<Cidr, NextHop>,
+    pub names: NamePlan,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSettings {
+    pub node: NodeName,
+    /// Addresses that end on this node's own stack: the node's, and the name server's.
+    pub host_addresses: BTreeSet<Addr>,
+    /// The node's own, first of each family first; tunnels and masquerading use them.
+    pub node_addresses: Vec<Addr>,
+    pub pod_cidrs: BTreeSet<Cidr>,
+    pub service_cidrs: BTreeSet<Cidr>,
+    /// Destinations that keep the pod's source address; all others are masqueraded.
+    pub cluster_cidrs: BTreeSet<Cidr>,
+    pub routing: Routing,
+    /// What a pod's link gets: the nodes' link MTU less what the routing mode adds.
+    pub pod_mtu: u32,
+}

@@ -1,0 +1,1 @@
+//! CNI 1.1 verbs and address management.

@@ -1,0 +1,1 @@
+//! Sockets around name answers; forwarding; cache.

@@ -1,0 +1,1 @@
+//! Watch a Kubernetes API server into the model; write status back.

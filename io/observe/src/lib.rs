@@ -1,0 +1,1 @@
+//! Kernel and proxy events to flows, aggregates and metrics.

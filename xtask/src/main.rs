@@ -1,0 +1,3 @@
+//! Layer check, layout check and other chores of the workspace.
+
+fn main() {}
