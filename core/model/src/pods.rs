@@ -32,6 +32,8 @@ pub struct NamedPort {
 pub struct Pod {
     pub key: PodKey,
     pub uid: Uid,
+    /// Seconds since 1970, 0 if not said: of two pods that claim one address the newer has it.
+    pub created: i64,
     pub labels: Labels,
     pub node: Option<NodeName>,
     pub phase: PodPhase,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Addr, Family, NodeName, PodKey, Port, Protocol, ServiceKey, Uid};
+use crate::{Addr, Family, NodeName, PodKey, Port, Protocol, Selector, ServiceKey, Uid};
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ServiceKind {
@@ -22,8 +22,8 @@ pub struct Service {
     pub kind: ServiceKind,
     pub cluster_ips: Vec<Addr>,
     pub ports: Vec<ServicePort>,
-    /// Whether spec.selector is there: without it endpoints are written by hand.
-    pub has_selector: bool,
+    /// `None`: no spec.selector, so endpoints are written by hand.
+    pub selector: Option<Selector>,
     pub publish_not_ready: bool,
 }
 

@@ -35,6 +35,8 @@ pub struct NodeSettings {
     /// The node's own, first of each family first; tunnels and masquerading use them.
     pub node_addresses: Vec<Addr>,
     pub pod_cidrs: BTreeSet<Cidr>,
+    /// Pod prefixes of the whole cluster, this node's included.
+    pub cluster_pod_cidrs: BTreeSet<Cidr>,
     pub service_cidrs: BTreeSet<Cidr>,
     /// Destinations that keep the pod's source address; all others are masqueraded.
     pub cluster_cidrs: BTreeSet<Cidr>,
