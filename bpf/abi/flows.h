@@ -1,0 +1,58 @@
+/* Tracked flows and fragments. Twin of core/abi/src/flows.rs. No logic here. */
+#pragma once
+#include "endpoints.h"
+
+/* Map `flows`. The smaller (address, port) pair is `a`. Ports are in host order; ICMP echo has its identifier in both. */
+struct weft_flow_key {
+    struct weft_addr a;
+    struct weft_addr b;
+    __u16 port_a;
+    __u16 port_b;
+    __u8 protocol;
+    __u8 reserved[3];
+};
+
+enum weft_flow_flags {
+    WEFT_FLOW_OPENED_BY_B = 1,
+};
+
+enum weft_flow_tcp {
+    WEFT_FLOW_ESTABLISHED = 1,
+    WEFT_FLOW_FIN_OPENER = 2,
+    WEFT_FLOW_FIN_RESPONDER = 4,
+    WEFT_FLOW_RESET = 8,
+    WEFT_FLOW_ENDED = 16,
+};
+
+struct weft_flow {
+    /* CLOCK_MONOTONIC nanoseconds. */
+    __u64 created;
+    __u64 last_seen;
+    /* [0] by the opener, [1] by the responder. */
+    __u64 packets[2];
+    __u64 bytes[2];
+    __u32 epoch;
+    __u32 egress_rule;
+    __u32 ingress_rule;
+    /* Of the last judgement in the opener's direction; a denial when that denied. */
+    __u8 reason;
+    __u8 flags;
+    __u8 tcp;
+    __u8 reserved;
+};
+
+/* Map `fragments`: what the first fragment said. `protocol` is the one beside the fragment's identification. */
+struct weft_fragment_key {
+    struct weft_addr source;
+    struct weft_addr destination;
+    __u32 id;
+    __u8 protocol;
+    __u8 reserved[3];
+};
+
+struct weft_fragment {
+    __u16 source_port;
+    __u16 destination_port;
+    __u8 protocol;
+    __u8 reserved[3];
+};

@@ -1,0 +1,45 @@
+/* Every map, once: all programs are one object and share them. What the entries look like lives in abi/. */
+#pragma once
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "../abi/config.h"
+#include "../abi/endpoints.h"
+#include "../abi/events.h"
+#include "../abi/flows.h"
+#include "../abi/policies.h"
+#include "../abi/routes.h"
+#include "../abi/services.h"
+
+const volatile struct weft_config weft_config = {};
+
+#define WEFT_MAP(map_name, map_type, key_type, value_type, entries, flags) \
+    struct {                                                               \
+        __uint(type, map_type);                                            \
+        __uint(max_entries, entries);                                      \
+        __uint(map_flags, flags);                                          \
+        __type(key, key_type);                                             \
+        __type(value, value_type);                                         \
+    } map_name SEC(".maps")
+
+WEFT_MAP(endpoints, BPF_MAP_TYPE_HASH, struct weft_addr, struct weft_endpoint, 4096, BPF_F_NO_PREALLOC);
+WEFT_MAP(classes, BPF_MAP_TYPE_HASH, struct weft_addr, __u32, 1 << 19, BPF_F_NO_PREALLOC);
+WEFT_MAP(class_blocks, BPF_MAP_TYPE_LPM_TRIE, struct weft_prefix, __u32, 1 << 16, BPF_F_NO_PREALLOC);
+WEFT_MAP(policies, BPF_MAP_TYPE_LPM_TRIE, struct weft_policy_key, struct weft_policy, 1 << 19, BPF_F_NO_PREALLOC);
+WEFT_MAP(routes, BPF_MAP_TYPE_LPM_TRIE, struct weft_prefix, struct weft_route, 1 << 16, BPF_F_NO_PREALLOC);
+WEFT_MAP(services, BPF_MAP_TYPE_HASH, struct weft_service_key, struct weft_service, 1 << 16, BPF_F_NO_PREALLOC);
+WEFT_MAP(backends, BPF_MAP_TYPE_HASH, struct weft_backend_key, struct weft_backend, 1 << 20, BPF_F_NO_PREALLOC);
+WEFT_MAP(reverses, BPF_MAP_TYPE_LRU_HASH, struct weft_reverse_key, struct weft_reverse, 1 << 15, 0);
+WEFT_MAP(flows, BPF_MAP_TYPE_LRU_HASH, struct weft_flow_key, struct weft_flow, 1 << 17, 0);
+WEFT_MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct weft_fragment_key, struct weft_fragment, 1 << 13, 0);
+WEFT_MAP(epoch, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
+WEFT_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_count, WEFT_COUNTER_LIMIT, 0);
+WEFT_MAP(denied_budget, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_budget, 1, 0);
+
+struct {
+    __uint(type, BPF_MAP_TYPE_RINGBUF);
+    __uint(max_entries, 1 << 22);
+} events SEC(".maps");
+
+/* The event's layout reaches the object's BTF only through something that uses the type. */
+const struct weft_event *const weft_event_layout = 0;

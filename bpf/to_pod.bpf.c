@@ -1,0 +1,30 @@
+/* What the node's own stack sends to a pod: tcx egress on the host side of its link. Deliveries by redirect do not pass here. */
+#include "lib/forward.h"
+
+SEC("tc")
+int to_pod(struct __sk_buff *skb)
+{
+    struct packet packet = {};
+    struct verdict verdict = {};
+    __u8 broken = parse_network(skb, &packet);
+    if (broken == WEFT_REASON_NOT_IP)
+        return TO_STACK;
+    if (!broken && is_link_local(&packet.destination))
+        broken = WEFT_REASON_LINK_LOCAL;
+    if (!broken)
+        broken = parse_transport(skb, &packet);
+    if (broken)
+        return refuse_with(skb, &packet, WEFT_HOOK_TO_POD, broken);
+    const struct weft_endpoint *receiver = bpf_map_lookup_elem(&endpoints, &packet.destination);
+    if (!receiver || receiver->kind != WEFT_ENDPOINT_POD || receiver->ifindex != skb->ifindex)
+        return refuse_with(skb, &packet, WEFT_HOOK_TO_POD, WEFT_REASON_NO_SUCH_POD);
+    track(skb, &packet, WEFT_HOOK_TO_POD, &verdict);
+    if (is_denial(verdict.reason)) {
+        const struct weft_endpoint *sender = bpf_map_lookup_elem(&endpoints, &packet.source);
+        if (!sender || sender->kind != WEFT_ENDPOINT_HOST)
+            return refuse(skb, &packet, WEFT_HOOK_TO_POD, &verdict);
+        verdict.reason = WEFT_REASON_FROM_OWN_NODE;
+    }
+    count(verdict.reason, 1, skb->len);
+    return TO_STACK;
+}
