@@ -1,1 +1,18 @@
-//! Plan and packet or query to verdict and reason.
+//! Plan and packet or query to verdict and reason: the executable definition of the datapath and the name server.
+
+mod flows;
+mod icmp;
+mod journey;
+pub mod names;
+mod packets;
+mod policies;
+mod sockets;
+
+pub use flows::{
+    Epoch, FlowEntry, FlowKey, FlowTable, FragmentKey, FragmentPorts, MemoryFlows, Moment, Side, TableFull,
+    TcpProgress, Time,
+};
+pub use journey::{Action, Arrival, Outcome, Place, from_net, from_pod, place, to_pod};
+pub use packets::{Body, Fragment, FragmentId, Header, Packet, Quoted, TcpFlags, Unreadable};
+pub use policies::{Judgement, Ruling, class_of, egress, ingress, judge, policy_lookup, set_of};
+pub use sockets::{Connect, connect};
