@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -47,7 +48,7 @@ where
 
 /// Listens at `path`, for the owner of this process only. A socket nobody listens on any more is replaced.
 pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+    if is_served(path) {
         let message = format!("{}: another process listens here", path.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
     }
@@ -63,6 +64,16 @@ pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
     std::fs::set_permissions(new, std::fs::Permissions::from_mode(0o600))?;
     std::fs::rename(new, path)?;
     Ok(listener)
+}
+
+/// An agent that was killed a moment ago may not have let go of its socket yet, so a live one must answer for a while.
+fn is_served(path: &Path) -> bool {
+    (0..40).all(|attempt| {
+        if attempt > 0 {
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        std::os::unix::net::UnixStream::connect(path).is_ok()
+    })
 }
 
 async fn dispatch<N: PodNetwork>(
