@@ -221,6 +221,16 @@ impl Schema {
         self.node().types.is_some() && !self.node().preserve_unknown
     }
 
+    /// Names of the fields that must be there.
+    pub fn required(&self) -> &[String] {
+        &self.node().required
+    }
+
+    /// A string without a format of its own.
+    pub(crate) fn is_plain_text(&self) -> bool {
+        self.node().types == Some(Type::String) && self.node().format.is_none()
+    }
+
     pub fn rules(&self) -> &[ValidationRule] {
         &self.0.rules
     }

@@ -1,0 +1,1 @@
+//! Defaults and refusals, table by table.
