@@ -11,6 +11,8 @@ mod services;
 mod snapshot;
 
 pub mod parse;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use addresses::{Addr, AddrError, Cidr, Family, Port, Protocol};
 pub use labels::{Labels, Operator, Requirement, Selector};
