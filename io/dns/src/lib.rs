@@ -1,1 +1,120 @@
-//! Sockets around name answers; forwarding; cache.
+//! The node's name server: sockets around core/decide's name answers, upstream forwarding and its cache.
+//! Which names exist is computed in core/compile; what a question gets is decided in core/decide.
+
+mod cache;
+mod control;
+mod forward;
+mod metrics;
+mod plan;
+mod reply;
+mod serve;
+mod sockets;
+mod upstreams;
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use upstreams::Upstreams;
+
+use forward::Forwarder;
+use metrics::Metrics;
+use plan::PlanHolder;
+use serve::Server;
+use sockets::Listening;
+
+/// Everything the name server of one node needs to know; the names themselves come over `socket`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node: String,
+    /// The network namespace to answer in; `None` is the one it was started in. Upstream servers are always
+    /// asked from the one it was started in.
+    pub netns: Option<PathBuf>,
+    pub listen: Vec<IpAddr>,
+    pub port: u16,
+    /// Names below it are never asked upstream, also before the first plan is there.
+    pub domain: String,
+    /// The last good plan, kept over restarts.
+    pub plan_file: PathBuf,
+    /// Where the agent puts plans and `weft status` asks.
+    pub socket: PathBuf,
+    pub upstreams: Upstreams,
+}
+
+impl Config {
+    pub fn new(
+        node: impl Into<String>,
+        listen: Vec<IpAddr>,
+        plan_file: impl Into<PathBuf>,
+        socket: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            node: node.into(),
+            netns: None,
+            listen,
+            port: 53,
+            domain: "cluster.local".to_owned(),
+            plan_file: plan_file.into(),
+            socket: socket.into(),
+            upstreams: Upstreams::ResolvConf(PathBuf::from("/etc/resolv.conf")),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot enter network namespace {}: {source}", path.display())]
+    Namespace { path: PathBuf, source: std::io::Error },
+    #[error("cannot listen on {address} ({transport}): {source}{}", sockets::hint(source))]
+    Listen { address: std::net::SocketAddr, transport: &'static str, source: std::io::Error },
+    #[error("no address to listen on is given")]
+    NothingToListenOn,
+    #[error("cannot listen on control socket {}: {source}", path.display())]
+    Control { path: PathBuf, source: std::io::Error },
+    #[error("cannot wait for signals: {0}")]
+    Signals(std::io::Error),
+}
+
+/// Answers until SIGTERM or SIGINT.
+pub async fn run(config: Config) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    run_until(config, stop).await
+}
+
+/// Answers until `stop` is done.
+pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    let metrics = Arc::new(Metrics::default());
+    let plans = Arc::new(PlanHolder::new(&config.domain, config.plan_file.clone()));
+    plans.load_from_disk();
+    let servers = upstreams::resolve(&config.upstreams, &config.listen, config.port);
+    let forwarder = Forwarder::new(servers, metrics.clone());
+    let listening = Listening::open(&config).await?;
+    let control = control::Control {
+        node: config.node.clone(),
+        plans: plans.clone(),
+        forwarder: forwarder.clone(),
+        metrics: metrics.clone(),
+        listen: listening.addresses(),
+    };
+    let control = control.listen(&config.socket)?;
+    let server = Arc::new(Server::new(plans, forwarder, metrics));
+    tracing::info!(node = config.node, addresses = ?listening.addresses(), "answering names");
+    let mut tasks = serve::spawn(server, listening);
+    tasks.spawn(control);
+    stop.await;
+    tasks.shutdown().await;
+    // A name that nobody listens on would make clients wait instead of fail.
+    let _ = std::fs::remove_file(&config.socket);
+    tracing::info!(node = config.node, "no longer answering names");
+    Ok(())
+}

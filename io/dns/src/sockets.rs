@@ -1,0 +1,127 @@
+//! Listening sockets, opened in the node's network namespace. What is done with them lives in `serve`.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt};
+
+use crate::{Config, Error};
+
+/// linux/in6.h; not in libc for every target.
+const IPV6_FREEBIND: libc::c_int = 78;
+const BACKLOG: i32 = 1024;
+/// Bursts wait here while the one reader of a socket is busy.
+const RECEIVE_BUFFER: usize = 1 << 20;
+/// More readers than this share nothing but the lock on the network device.
+const MOST_READERS: usize = 8;
+
+/// For every address: UDP sockets that share the port (SO_REUSEPORT), one for each reader, and a TCP listener.
+pub struct Listening {
+    pub udp: Vec<UdpSocket>,
+    pub tcp: Vec<TcpListener>,
+}
+
+impl Listening {
+    pub async fn open(config: &Config) -> Result<Self, Error> {
+        if config.listen.is_empty() {
+            return Err(Error::NothingToListenOn);
+        }
+        let config = config.clone();
+        // A thread of its own: a network namespace is a property of the thread, and this one ends with it.
+        let (send, receive) = tokio::sync::oneshot::channel();
+        let opened = std::thread::Builder::new().name("open-sockets".to_owned()).spawn(move || {
+            let _ = send.send(enter(config.netns.as_deref()).and_then(|()| Self::open_here(&config)));
+        });
+        let here = |source| Error::Namespace { path: "/proc/thread-self/ns/net".into(), source };
+        opened.map_err(here)?;
+        receive.await.map_err(|_| here(io::Error::other("the thread that opens sockets ended early")))?
+    }
+
+    fn open_here(config: &Config) -> Result<Self, Error> {
+        let readers = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_READERS);
+        let mut listening = Self { udp: Vec::new(), tcp: Vec::new() };
+        for ip in &config.listen {
+            // Port 0 is for tests: the first socket finds a free port, the others join it.
+            let mut address = SocketAddr::new(*ip, config.port);
+            for _ in 0..readers {
+                let socket = udp(address).map_err(listen_error(address, "UDP"))?;
+                address = socket.local_addr().map_err(listen_error(address, "UDP"))?;
+                listening.udp.push(socket);
+            }
+            listening.tcp.push(tcp(address).map_err(listen_error(address, "TCP"))?);
+        }
+        Ok(listening)
+    }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+}
+
+fn listen_error(address: SocketAddr, transport: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Listen { address, transport, source }
+}
+
+/// What to do about a failed bind.
+pub fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another name server runs there: stop it, or give this one another address"
+        }
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
+}
+
+fn enter(netns: Option<&Path>) -> Result<(), Error> {
+    let Some(path) = netns else { return Ok(()) };
+    let failed = |source| Error::Namespace { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    setns(&file, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))
+}
+
+fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = bound(address, SockType::Datagram)?;
+    let udp = UdpSocket::from(socket);
+    udp.set_nonblocking(true)?;
+    Ok(udp)
+}
+
+fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = bound(address, SockType::Stream)?;
+    socket::listen(&socket, Backlog::new(BACKLOG)?)?;
+    let tcp = TcpListener::from(socket);
+    tcp.set_nonblocking(true)?;
+    Ok(tcp)
+}
+
+fn bound(address: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    // The address may be put on the node's loopback after this, and a successor may listen before this one ends.
+    match address {
+        SocketAddr::V4(_) => socket::setsockopt(&socket, sockopt::IpFreebind, &true)?,
+        SocketAddr::V6(_) => {
+            socket::setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+            set_int(&socket, libc::IPPROTO_IPV6, IPV6_FREEBIND, 1)?;
+        }
+    }
+    match kind {
+        SockType::Datagram => socket::setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?,
+        _ => socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?,
+    }
+    socket::setsockopt(&socket, sockopt::ReusePort, &true)?;
+    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(socket)
+}
+
+fn set_int(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel reads `size` bytes of an int that lives through the call.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
