@@ -1,0 +1,370 @@
+//! The node's own object: registered, kept alive through its Lease, ready as long as the network is.
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use super::Capacity;
+use super::cni::Cni;
+use super::events::Severity;
+use super::shared::Shared;
+
+const LEASE_SECONDS: i32 = 40;
+const RENEWAL: Duration = Duration::from_secs(10);
+/// The network is asked this often once it is ready, and oftener until then.
+const NETWORK_CHECK: Duration = Duration::from_secs(5);
+const EAGER_NETWORK_CHECK: Duration = Duration::from_millis(100);
+/// An agent that restarts is back within this many seconds; pods do not notice, so nor does the node.
+const OVERLOOKED_FAILURES: u32 = 3;
+
+/// What the node is, as opposed to how it fares.
+#[derive(Clone, Debug)]
+pub struct NodeFacts {
+    pub name: String,
+    pub ips: Vec<IpAddr>,
+    pub capacity: Capacity,
+    pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum NetworkState {
+    Unknown,
+    Ready,
+    NotReady(String),
+}
+
+/// Registers the node and keeps its status and lease, for ever.
+pub async fn keep(shared: Arc<Shared>, facts: NodeFacts, cni: Cni) {
+    let api = Api::<Node>::all(shared.client.clone());
+    persist("register the node", || register(&api, &facts)).await;
+    shared.events.node(&facts.name, Severity::Normal, "Starting", "Starting kubelet.".into());
+    tokio::join!(keep_lease(&shared, &api, &facts), keep_status(&shared, &api, &facts, &cni));
+}
+
+/// Tries until it succeeds.
+async fn persist<F, R>(what: &str, mut act: F)
+where
+    F: FnMut() -> R,
+    R: Future<Output = Result<(), kube::Error>>,
+{
+    let mut rest = Duration::from_millis(100);
+    while let Err(error) = act().await {
+        tracing::warn!("cannot {what} yet: {error}");
+        tokio::time::sleep(rest).await;
+        rest = (rest * 2).min(Duration::from_secs(5));
+    }
+}
+
+async fn register(api: &Api<Node>, facts: &NodeFacts) -> Result<(), kube::Error> {
+    let node = Node {
+        metadata: ObjectMeta {
+            name: Some(facts.name.clone()),
+            labels: Some(labels(facts)),
+            ..ObjectMeta::default()
+        },
+        ..Node::default()
+    };
+    match api.create(&PostParams::default(), &node).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            let patch = json!({"metadata": {"labels": labels(facts)}});
+            api.patch(&facts.name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
+        }
+        created => created.map(drop),
+    }
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn labels(facts: &NodeFacts) -> BTreeMap<String, String> {
+    let mut labels = facts.labels.clone();
+    for (key, value) in [
+        ("kubernetes.io/hostname", facts.name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", architecture()),
+    ] {
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    labels
+}
+
+async fn keep_lease(shared: &Shared, nodes: &Api<Node>, facts: &NodeFacts) {
+    let api = Api::<Lease>::namespaced(shared.client.clone(), "kube-node-lease");
+    loop {
+        persist("renew the node's lease", || renew(&api, nodes, &facts.name)).await;
+        tokio::time::sleep(RENEWAL).await;
+    }
+}
+
+async fn renew(api: &Api<Lease>, nodes: &Api<Node>, name: &str) -> Result<(), kube::Error> {
+    let renewal = json!({"spec": {
+        "holderIdentity": name,
+        "leaseDurationSeconds": LEASE_SECONDS,
+        "renewTime": MicroTime(Timestamp::now()),
+    }});
+    match api.patch(name, &PatchParams::default(), &Patch::Merge(&renewal)).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        renewed => return renewed.map(drop),
+    }
+    let uid = nodes.get(name).await?.metadata.uid.unwrap_or_default();
+    let owner = OwnerReference {
+        api_version: "v1".into(),
+        kind: "Node".into(),
+        name: name.to_owned(),
+        uid,
+        ..OwnerReference::default()
+    };
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(name.to_owned()),
+            lease_duration_seconds: Some(LEASE_SECONDS),
+            renew_time: Some(MicroTime(Timestamp::now())),
+            ..LeaseSpec::default()
+        }),
+    };
+    match api.create(&PostParams::default(), &lease).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        created => created.map(drop),
+    }
+}
+
+async fn keep_status(shared: &Shared, api: &Api<Node>, facts: &NodeFacts, cni: &Cni) {
+    let mut network = NetworkState::Unknown;
+    let mut failures = 0;
+    loop {
+        let seen = match cni.status().await {
+            Ok(()) => {
+                failures = 0;
+                NetworkState::Ready
+            }
+            Err(error) => {
+                failures += 1;
+                NetworkState::NotReady(error.to_string())
+            }
+        };
+        let overlooked = network == NetworkState::Ready && seen != network && failures <= OVERLOOKED_FAILURES;
+        if seen != network && !overlooked {
+            persist("report the node's status", || report(api, facts, &seen)).await;
+            announce(shared, facts, &network, &seen);
+            network = seen;
+        }
+        let settled = network == NetworkState::Ready && failures == 0;
+        let rest = match (settled, failures) {
+            (true, _) => NETWORK_CHECK,
+            (false, 0..=50) if network != NetworkState::Ready => EAGER_NETWORK_CHECK,
+            _ => Duration::from_secs(1),
+        };
+        tokio::time::sleep(rest).await;
+    }
+}
+
+fn announce(shared: &Shared, facts: &NodeFacts, before: &NetworkState, now: &NetworkState) {
+    let name = &facts.name;
+    match now {
+        NetworkState::Ready => {
+            tracing::info!("node {name} is ready");
+            shared.events.node(
+                name,
+                Severity::Normal,
+                "NodeReady",
+                format!("Node {name} status is now: NodeReady"),
+            );
+        }
+        NetworkState::NotReady(message) => {
+            tracing::warn!("node {name} is not ready: {message}");
+            if *before == NetworkState::Ready {
+                let text = format!("Node {name} status is now: NodeNotReady");
+                shared.events.node(name, Severity::Normal, "NodeNotReady", text);
+            }
+        }
+        NetworkState::Unknown => {}
+    }
+}
+
+async fn report(api: &Api<Node>, facts: &NodeFacts, network: &NetworkState) -> Result<(), kube::Error> {
+    let before = api.get(&facts.name).await?.status.unwrap_or_default();
+    let status = status(facts, network, &before, Timestamp::now());
+    let patch = json!({"status": status});
+    api.patch_status(&facts.name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
+}
+
+fn status(facts: &NodeFacts, network: &NetworkState, before: &NodeStatus, now: Timestamp) -> NodeStatus {
+    let quantities = facts.capacity.quantities();
+    let mut addresses: Vec<_> = facts.ips.iter().map(|ip| address("InternalIP", &ip.to_string())).collect();
+    addresses.push(address("Hostname", &facts.name));
+    let own = conditions(network, before, now);
+    // Others set conditions too, a network plugin for one.
+    let foreign =
+        before.conditions.iter().flatten().filter(|old| own.iter().all(|new| new.type_ != old.type_));
+    let conditions = own.iter().chain(foreign).cloned().collect();
+    NodeStatus {
+        addresses: Some(addresses),
+        allocatable: Some(quantities.clone()),
+        capacity: Some(quantities),
+        conditions: Some(conditions),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: 10250 }),
+        }),
+        node_info: Some(system_info()),
+        ..NodeStatus::default()
+    }
+}
+
+fn address(kind: &str, address: &str) -> NodeAddress {
+    NodeAddress { address: address.to_owned(), type_: kind.to_owned() }
+}
+
+fn conditions(network: &NetworkState, before: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
+    let earlier = before.conditions.as_deref().unwrap_or_default();
+    let condition = |kind: &str, status: &str, reason: &str, message: &str| {
+        let same = earlier.iter().find(|old| old.type_ == kind && old.status == status);
+        NodeCondition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            last_heartbeat_time: Some(Time(now)),
+            last_transition_time: same.and_then(|old| old.last_transition_time.clone()).or(Some(Time(now))),
+        }
+    };
+    let ready = match network {
+        NetworkState::Ready => condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+        NetworkState::NotReady(message) => {
+            let text = format!("container runtime network not ready: NetworkReady=false message: {message}");
+            condition("Ready", "False", "KubeletNotReady", &text)
+        }
+        NetworkState::Unknown => {
+            condition("Ready", "Unknown", "KubeletStarting", "the network was not asked yet")
+        }
+    };
+    vec![
+        condition(
+            "MemoryPressure",
+            "False",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        ),
+        condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ready,
+    ]
+}
+
+fn read_line(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn system_info() -> NodeSystemInfo {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let os_image = release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+        .map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned());
+    NodeSystemInfo {
+        architecture: architecture().to_owned(),
+        boot_id: read_line("/proc/sys/kernel/random/boot_id"),
+        container_runtime_version: format!("weft-lab://{}", env!("CARGO_PKG_VERSION")),
+        kernel_version: read_line("/proc/sys/kernel/osrelease"),
+        kube_proxy_version: String::new(),
+        kubelet_version: format!("v1.32.0+weft-{}", env!("CARGO_PKG_VERSION")),
+        machine_id: read_line("/etc/machine-id"),
+        operating_system: "linux".to_owned(),
+        os_image,
+        system_uuid: read_line("/etc/machine-id"),
+        ..NodeSystemInfo::default()
+    }
+}
+
+impl Capacity {
+    /// What this machine has; every node of a lab claims all of it.
+    pub fn of_machine() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kib = memory
+            .lines()
+            .find_map(|line| line.strip_prefix("MemTotal:"))
+            .and_then(|rest| rest.trim().strip_suffix("kB"))
+            .and_then(|number| number.trim().parse::<u64>().ok())
+            .unwrap_or(1 << 20);
+        Self { cpu: Quantity(cpus.to_string()), memory: Quantity(format!("{kib}Ki")), pods: 110 }
+    }
+
+    pub(super) fn quantities(&self) -> BTreeMap<String, Quantity> {
+        BTreeMap::from([
+            ("cpu".to_owned(), self.cpu.clone()),
+            ("memory".to_owned(), self.memory.clone()),
+            ("pods".to_owned(), Quantity(self.pods.to_string())),
+            ("ephemeral-storage".to_owned(), Quantity("100Gi".to_owned())),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> NodeFacts {
+        NodeFacts {
+            name: "node1".into(),
+            ips: vec!["172.30.0.11".parse().unwrap(), "fd00:172:30::11".parse().unwrap()],
+            capacity: Capacity::of_machine(),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    fn ready_of(status: &NodeStatus) -> &NodeCondition {
+        status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready").expect("Ready")
+    }
+
+    #[test]
+    fn the_network_decides_readiness_and_the_transition_time_stays() {
+        let (early, late) = (Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH + Duration::from_secs(60));
+        let refused = NetworkState::NotReady("error 50: no agent".into());
+        let first = status(&facts(), &refused, &NodeStatus::default(), early);
+        assert_eq!(ready_of(&first).status, "False");
+        assert!(ready_of(&first).message.as_deref().is_some_and(|text| text.contains("error 50: no agent")));
+        let second = status(&facts(), &refused, &first, late);
+        assert_eq!(ready_of(&second).last_transition_time, Some(Time(early)));
+        let third = status(&facts(), &NetworkState::Ready, &second, late);
+        assert_eq!(
+            (ready_of(&third).status.as_str(), &ready_of(&third).last_transition_time),
+            ("True", &Some(Time(late)))
+        );
+    }
+
+    #[test]
+    fn conditions_of_others_are_kept() {
+        let mut before = NodeStatus::default();
+        let foreign = NodeCondition {
+            type_: "NetworkUnavailable".into(),
+            status: "False".into(),
+            ..Default::default()
+        };
+        before.conditions = Some(vec![foreign.clone()]);
+        let now = status(&facts(), &NetworkState::Ready, &before, Timestamp::UNIX_EPOCH);
+        assert!(now.conditions.iter().flatten().any(|condition| *condition == foreign));
+        assert_eq!(now.addresses.map(|addresses| addresses.len()), Some(3));
+    }
+}

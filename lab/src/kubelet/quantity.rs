@@ -1,0 +1,99 @@
+//! Kubernetes quantities (`100m`, `64Mi`, `2`) as exact thousandths. Pure.
+
+/// An amount in thousandths of its unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Amount(i128);
+
+impl Amount {
+    pub const ZERO: Self = Self(0);
+    pub const ONE: Self = Self(1000);
+
+    /// How many whole divisors cover this amount; `None` for a zero divisor.
+    pub fn divided_up(self, divisor: Self) -> Option<i128> {
+        (divisor.0 > 0).then(|| (self.0 + divisor.0 - 1).div_euclid(divisor.0))
+    }
+
+    pub fn is_zero(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// Reads a quantity; finer than a thousandth is rounded up, as Kubernetes does for what it stores in milli-units.
+pub fn parse(text: &str) -> Option<Amount> {
+    let split = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(split);
+    let (numerator, denominator) = scale(suffix)?;
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
+    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
+    let places = 10_i128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let over = denominator.checked_mul(places)?;
+    let scaled = digits.checked_mul(numerator)?.checked_mul(1000)?;
+    Some(Amount((scaled + over - 1).div_euclid(over)))
+}
+
+/// A suffix as a fraction.
+fn scale(suffix: &str) -> Option<(i128, i128)> {
+    Some(match suffix {
+        "" => (1, 1),
+        "n" => (1, 1_000_000_000),
+        "u" => (1, 1_000_000),
+        "m" => (1, 1000),
+        "k" => (1000, 1),
+        "M" => (1_000_000, 1),
+        "G" => (1_000_000_000, 1),
+        "T" => (1_000_000_000_000, 1),
+        "P" => (1_000_000_000_000_000, 1),
+        "E" => (1_000_000_000_000_000_000, 1),
+        "Ki" => (1 << 10, 1),
+        "Mi" => (1 << 20, 1),
+        "Gi" => (1 << 30, 1),
+        "Ti" => (1 << 40, 1),
+        "Pi" => (1 << 50, 1),
+        "Ei" => (1 << 60, 1),
+        _ => return exponent(suffix),
+    })
+}
+
+fn exponent(suffix: &str) -> Option<(i128, i128)> {
+    let power: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
+    let scale = 10_i128.checked_pow(power.unsigned_abs()).filter(|_| power.abs() <= 18)?;
+    Some(if power >= 0 { (scale, 1) } else { (1, scale) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_notation_is_read_exactly() {
+        for (text, thousandths) in [
+            ("0", 0),
+            ("2", 2000),
+            ("100m", 100),
+            ("1.5", 1500),
+            (".5", 500),
+            ("64Mi", 64 << 20 << 0),
+            ("1e3", 1_000_000),
+            ("5E-1", 500),
+            ("1k", 1_000_000),
+            ("1n", 1),
+        ] {
+            let expected = if text == "64Mi" { (64_i128 << 20) * 1000 } else { thousandths };
+            assert_eq!(parse(text), Some(Amount(expected)), "{text}");
+        }
+        for text in ["", "Mi", "1X", "1e", "e3", "1e99", "1.2.3"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn division_rounds_up() {
+        let amount = |text| parse(text).expect("a quantity");
+        assert_eq!(amount("1500m").divided_up(amount("1")), Some(2));
+        assert_eq!(amount("128Mi").divided_up(amount("1Mi")), Some(128));
+        assert_eq!(amount("1").divided_up(Amount::ZERO), None);
+    }
+}
