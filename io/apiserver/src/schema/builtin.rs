@@ -22,6 +22,18 @@ impl Define {
     }
 }
 
+/// How to generate the kind a subresource speaks, when it is not the resource's own.
+pub(crate) fn subresource_define(kind: &str) -> Option<Define> {
+    use k8s_openapi::api;
+    Some(match kind {
+        "Scale" => Define::of::<api::autoscaling::v1::Scale>(),
+        "Binding" => Define::of::<api::core::v1::Binding>(),
+        "Eviction" => Define::of::<api::policy::v1::Eviction>(),
+        "TokenRequest" => Define::of::<api::authentication::v1::TokenRequest>(),
+        _ => return None,
+    })
+}
+
 struct Catalog {
     generator: Mutex<SchemaGenerator>,
     parsed: RwLock<HashMap<String, Schema>>,

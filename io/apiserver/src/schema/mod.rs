@@ -14,6 +14,7 @@ pub(crate) mod quantity;
 mod structural;
 mod validate;
 
+pub(crate) use builtin::subresource_define;
 pub use builtin::{Define, definitions};
 pub use cel::{Budget, Rule};
 pub use decode::{Decoded, decode, decode_message, prune};

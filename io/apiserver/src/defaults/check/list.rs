@@ -1,5 +1,4 @@
 //! Paths, error lists and checks that many kinds share: names, ports, labels, selectors, immutability.
-use std::collections::HashSet;
 use std::fmt;
 
 use serde_json::Value;
@@ -158,17 +157,6 @@ pub(super) fn port_name(name: &str, at: &At, errors: &mut Errors) {
 pub(super) fn at_least(value: &Value, least: i64, at: &At, errors: &mut Errors) {
     if value.as_i64().is_some_and(|number| number < least) {
         errors.push(FieldError::invalid(at, value, format!("must be greater than or equal to {least}")));
-    }
-}
-
-/// Repeated values of one field across a list's items.
-pub(super) fn unique(list: &Value, field: &str, at: &At, errors: &mut Errors) {
-    let mut seen = HashSet::new();
-    for (index, item) in items(list) {
-        let value = text(item, field);
-        if !value.is_empty() && !seen.insert(value) {
-            errors.push(FieldError::duplicate(at.index(index).field(field), &value.into()));
-        }
     }
 }
 
