@@ -51,9 +51,7 @@ int from_net(struct __sk_buff *skb)
             return to_node(skb);
         return refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, WEFT_REASON_NO_SUCH_POD);
     }
-    __u8 broken = parse_transport(skb, &packet);
-    if (!broken && is_spoofed(skb, &packet))
-        broken = WEFT_REASON_SPOOFED_SOURCE;
+    __u8 broken = is_spoofed(skb, &packet) ? WEFT_REASON_SPOOFED_SOURCE : parse_transport(skb, &packet);
     if (broken)
         return refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, broken);
     track(skb, &packet, WEFT_HOOK_FROM_NET, &verdict);

@@ -30,13 +30,12 @@ int from_pod(struct __sk_buff *skb)
     __u8 broken = parse_network(skb, &packet);
     if (!broken && is_link_local(&packet.destination))
         broken = WEFT_REASON_LINK_LOCAL;
+    if (!broken && !is_pod_at(&packet.source, skb->ifindex))
+        broken = WEFT_REASON_SPOOFED_SOURCE;
     if (!broken)
         broken = parse_transport(skb, &packet);
     if (broken)
         return refuse_with(skb, &packet, WEFT_HOOK_FROM_POD, broken);
-    const struct weft_endpoint *sender = bpf_map_lookup_elem(&endpoints, &packet.source);
-    if (!sender || sender->kind != WEFT_ENDPOINT_POD || sender->ifindex != skb->ifindex)
-        return refuse_with(skb, &packet, WEFT_HOOK_FROM_POD, WEFT_REASON_SPOOFED_SOURCE);
     track(skb, &packet, WEFT_HOOK_FROM_POD, &verdict);
     if (is_denial(verdict.reason))
         return refuse(skb, &packet, WEFT_HOOK_FROM_POD, &verdict);

@@ -11,13 +11,12 @@ int to_pod(struct __sk_buff *skb)
         return TO_STACK;
     if (!broken && is_link_local(&packet.destination))
         broken = WEFT_REASON_LINK_LOCAL;
+    if (!broken && !is_pod_at(&packet.destination, skb->ifindex))
+        broken = WEFT_REASON_NO_SUCH_POD;
     if (!broken)
         broken = parse_transport(skb, &packet);
     if (broken)
         return refuse_with(skb, &packet, WEFT_HOOK_TO_POD, broken);
-    const struct weft_endpoint *receiver = bpf_map_lookup_elem(&endpoints, &packet.destination);
-    if (!receiver || receiver->kind != WEFT_ENDPOINT_POD || receiver->ifindex != skb->ifindex)
-        return refuse_with(skb, &packet, WEFT_HOOK_TO_POD, WEFT_REASON_NO_SUCH_POD);
     track(skb, &packet, WEFT_HOOK_TO_POD, &verdict);
     if (is_denial(verdict.reason)) {
         const struct weft_endpoint *sender = bpf_map_lookup_elem(&endpoints, &packet.source);

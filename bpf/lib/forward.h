@@ -29,6 +29,13 @@ static __always_inline const struct weft_route *route_to(const struct weft_addr 
     return bpf_map_lookup_elem(&routes, &key);
 }
 
+/* Whether `addr` is an address of the pod behind this device. */
+static __always_inline bool is_pod_at(const struct weft_addr *addr, __u32 ifindex)
+{
+    const struct weft_endpoint *endpoint = bpf_map_lookup_elem(&endpoints, addr);
+    return endpoint && endpoint->kind == WEFT_ENDPOINT_POD && endpoint->ifindex == ifindex;
+}
+
 /* Every dropped packet ends here. */
 static __always_inline int refuse(struct __sk_buff *skb, const struct packet *packet, __u8 hook, const struct verdict *verdict)
 {

@@ -46,12 +46,19 @@ static __always_inline int refuse_socket(struct bpf_sock_addr *socket, const str
     return TRANSLATION_REFUSED;
 }
 
-/* A service address that nobody serves here is refused, unless it is one of the node's own (the name server's). */
-static __always_inline bool is_unserved(const struct weft_addr *addr)
+/* In the services' prefixes, whether or not anybody serves it. */
+static __always_inline bool is_service_address(const struct weft_addr *addr)
 {
     struct weft_prefix key = {.bits = 128, .addr = *addr};
     const struct weft_route *route = bpf_map_lookup_elem(&routes, &key);
-    return route && route->kind == WEFT_ROUTE_SERVICES && !bpf_map_lookup_elem(&endpoints, addr);
+    return route && route->kind == WEFT_ROUTE_SERVICES;
+}
+
+/* One of the node's own addresses (the name server's is one), which no service can take from it. */
+static __always_inline bool is_node_address(const struct weft_addr *addr)
+{
+    const struct weft_endpoint *endpoint = bpf_map_lookup_elem(&endpoints, addr);
+    return endpoint && endpoint->kind == WEFT_ENDPOINT_HOST;
 }
 
 static __always_inline const struct weft_backend *pick_backend(const struct weft_service *service)
@@ -88,11 +95,10 @@ static __always_inline int translate(struct bpf_sock_addr *socket, struct destin
     if (key.protocol != PROTOCOL_TCP && key.protocol != PROTOCOL_UDP)
         return TRANSLATION_NONE;
     const struct weft_service *service = bpf_map_lookup_elem(&services, &key);
-    if (!service) {
-        if (!is_unserved(&key.addr))
-            return TRANSLATION_NONE;
+    if ((!service && !is_service_address(&key.addr)) || is_node_address(&key.addr))
+        return TRANSLATION_NONE;
+    if (!service)
         return refuse_socket(socket, &key, 0, WEFT_REASON_NOT_TRANSLATED);
-    }
     __u32 id = service->id;
     const struct weft_backend *backend = pick_backend(service);
     if (!backend)

@@ -1,1 +1,32 @@
-//! Load BPF programs, speak netlink, apply a plan to the kernel and read it back.
+//! Load BPF programs, speak netlink, apply a plan to the kernel and read it back. What a plan is lives in core/plan,
+//! what the programs do to a packet in bpf/.
+//!
+//! Every call blocks and acts on the network namespace of the calling thread.
+
+mod apply;
+mod collect;
+mod datapath;
+mod device;
+mod error;
+mod events;
+mod links;
+mod maps;
+mod masquerade;
+mod netlink;
+mod netns;
+mod node;
+mod pods;
+mod programs;
+mod read_back;
+mod routes;
+mod tables;
+
+pub use apply::Report;
+pub use datapath::{Config, Datapath};
+pub use error::{ApplyError, NetlinkError, OpenError, PodError, ReadError};
+pub use events::{Counters, EventReader};
+pub use netns::{in_namespace, netns_cookie};
+pub use pods::{PodAttachment, PodLink, device_name};
+pub use programs::{OBJECT, Programs};
+pub use read_back::Tables;
+pub use tables::KernelTables;

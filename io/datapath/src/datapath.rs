@@ -1,0 +1,307 @@
+//! The node's datapath as one handle: what is loaded, where it is attached, and taking it all away again.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use libbpf_rs::libbpf_sys;
+use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
+use weft_abi::{
+    AddrKey, BackendKey, BackendValue, Config as ProgramConfig, Count, EndpointValue, FlowKey, FlowValue,
+    PolicyMapKey, PolicyValue, PrefixKey, RouteValue, RoutingNumber, ServiceKey, ServiceValue,
+};
+use weft_model::Routing;
+
+use crate::error::OpenError;
+use crate::links::{self, Place};
+use crate::maps::Table;
+use crate::masquerade;
+use crate::netlink::Netlink;
+use crate::node::{self, Ports};
+use crate::pods::{DEVICE_PREFIX, pod_links};
+use crate::programs::Programs;
+use crate::tables::KernelTables;
+
+/// Where the datapath lives and what it stands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Inside a mounted bpffs; made if missing.
+    pub bpffs_dir: PathBuf,
+    /// The cgroup v2 directory whose processes' sockets are translated.
+    pub cgroup_dir: PathBuf,
+    pub uplink: String,
+    pub routing: Routing,
+    pub flow_entries: u32,
+}
+
+impl Config {
+    pub const DEFAULT_FLOW_ENTRIES: u32 = 1 << 17;
+}
+
+/// Denied events each CPU may send in a second; the rest is counted.
+const DENIED_EVENTS: u32 = 200;
+
+const SOCKET_HOOKS: &[(&str, libbpf_sys::bpf_attach_type)] = &[
+    ("connect4", libbpf_sys::BPF_CGROUP_INET4_CONNECT),
+    ("connect6", libbpf_sys::BPF_CGROUP_INET6_CONNECT),
+    ("sendmsg4", libbpf_sys::BPF_CGROUP_UDP4_SENDMSG),
+    ("sendmsg6", libbpf_sys::BPF_CGROUP_UDP6_SENDMSG),
+    ("recvmsg4", libbpf_sys::BPF_CGROUP_UDP4_RECVMSG),
+    ("recvmsg6", libbpf_sys::BPF_CGROUP_UDP6_RECVMSG),
+    ("getpeername4", libbpf_sys::BPF_CGROUP_INET4_GETPEERNAME),
+    ("getpeername6", libbpf_sys::BPF_CGROUP_INET6_GETPEERNAME),
+];
+
+pub(crate) struct Maps {
+    pub endpoints: Table<AddrKey, EndpointValue>,
+    pub classes: Table<AddrKey, u32>,
+    pub class_blocks: Table<PrefixKey, u32>,
+    pub policies: Table<PolicyMapKey, PolicyValue>,
+    pub routes: Table<PrefixKey, RouteValue>,
+    pub services: Table<ServiceKey, ServiceValue>,
+    pub backends: Table<BackendKey, BackendValue>,
+    pub flows: Table<FlowKey, FlowValue>,
+    pub epoch: Table<u32, u32>,
+    pub counters: Table<u32, Count>,
+}
+
+/// What the writer remembers between two plans.
+#[derive(Default)]
+pub(crate) struct Memory {
+    /// `None`: not read from the kernel yet, or a change stopped half-way.
+    pub tables: Option<KernelTables>,
+    pub masquerade: Option<String>,
+    /// Programs wait for their first plan, because their maps are empty.
+    pub attach_after_apply: bool,
+}
+
+/// The node's programs, maps, links and devices. Dropping it leaves all of them working.
+pub struct Datapath {
+    config: Config,
+    programs: Programs,
+    maps: Maps,
+    netlink: Netlink,
+    ports: Ports,
+    memory: Mutex<Memory>,
+}
+
+impl Datapath {
+    /// Loads the programs, over the tables of the process before if there was one, and puts them in the place of
+    /// the ones that run. Acts on the calling thread's namespace.
+    pub fn open(config: Config) -> Result<Self, OpenError> {
+        check_kernel()?;
+        for directory in [config.bpffs_dir.clone(), maps_dir(&config), config.bpffs_dir.join("links")] {
+            make_directory(&directory)?;
+        }
+        check_file_system(&config.bpffs_dir, BPF_FS_MAGIC, |path| OpenError::NotBpffs { path })?;
+        check_file_system(&config.cgroup_dir, CGROUP2_SUPER_MAGIC, |path| OpenError::NotCgroup { path })?;
+        let netlink = Netlink::open()?;
+        let ports = node::prepare(&netlink, &config.uplink, config.routing)?;
+        let programs =
+            Programs::load(&maps_dir(&config), &program_config(&config, &ports), config.flow_entries)?;
+        let maps = Maps::of(&programs)?;
+        let memory = Memory { attach_after_apply: programs.were_maps_recreated(), ..Default::default() };
+        let datapath = Self { config, programs, maps, netlink, ports, memory: Mutex::new(memory) };
+        if !datapath.programs.were_maps_recreated() {
+            datapath.attach_everything()?;
+        }
+        datapath.collect_dead()?;
+        Ok(datapath)
+    }
+
+    /// Takes away everything of Weft in the calling thread's namespace and under `config`'s directories. The
+    /// namespace's devices may be gone already.
+    pub fn cleanup(config: &Config) -> Result<(), OpenError> {
+        links::unpin_all(&config.bpffs_dir)?;
+        let netlink = Netlink::open()?;
+        for device in netlink.devices()? {
+            if is_ours(&device.name, device.alias.as_deref()) {
+                netlink.remove_device(&device.name)?;
+            }
+        }
+        for route in netlink.our_routes()? {
+            netlink.remove_route(&route)?;
+        }
+        for assigned in netlink.addresses()?.into_iter().filter(|assigned| assigned.is_ours) {
+            netlink.remove_address(assigned.index, assigned.addr)?;
+        }
+        match masquerade::remove() {
+            Err(crate::error::MasqueradeError::NotInstalled) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Loaded programs, for whoever runs them on packets of its own.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    pub(crate) fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    pub(crate) fn netlink(&self) -> &Netlink {
+        &self.netlink
+    }
+
+    pub(crate) fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(crate) fn pod_links_dir(&self, device: &str) -> PathBuf {
+        self.config.bpffs_dir.join("links").join(device)
+    }
+
+    /// Existing links get the new programs; missing ones are made.
+    pub(crate) fn attach_everything(&self) -> Result<(), OpenError> {
+        self.attach_ports()?;
+        self.attach_sockets()?;
+        for link in pod_links(&self.netlink)? {
+            self.attach_programs(&link.device, link.ifindex)?;
+        }
+        Ok(())
+    }
+
+    fn attach_ports(&self) -> Result<(), OpenError> {
+        let directory = self.pod_links_dir("node");
+        make_directory(&directory)?;
+        let from_net = self.programs.program("from_net")?;
+        let uplink = Place::TcxIngress { ifindex: self.ports.uplink.index };
+        links::ensure(&directory.join("uplink"), from_net, uplink)?;
+        let Some(tunnel) = &self.ports.tunnel else {
+            links::unpin(&directory.join("tunnel_in"))?;
+            return links::unpin(&directory.join("tunnel_out"));
+        };
+        let ifindex = tunnel.index;
+        links::ensure(&directory.join("tunnel_in"), from_net, Place::TcxIngress { ifindex })?;
+        let to_tunnel = self.programs.program("to_tunnel")?;
+        links::ensure(&directory.join("tunnel_out"), to_tunnel, Place::TcxEgress { ifindex })
+    }
+
+    fn attach_sockets(&self) -> Result<(), OpenError> {
+        let path = &self.config.cgroup_dir;
+        let cgroup = fs::File::open(path).map_err(|source| OpenError::File { path: path.clone(), source })?;
+        let directory = self.pod_links_dir("sockets");
+        make_directory(&directory)?;
+        for (name, kind) in SOCKET_HOOKS {
+            let place = Place::Cgroup { directory: cgroup.as_fd(), kind: *kind };
+            links::ensure(&directory.join(name), self.programs.program(name)?, place)?;
+        }
+        Ok(())
+    }
+
+    /// Pins whose device went away with its namespace, and devices that were left half made.
+    fn collect_dead(&self) -> Result<(), OpenError> {
+        let devices = self.netlink.devices()?;
+        for device in &devices {
+            let half_made = device.alias.is_none() && is_pod_device(&device.name);
+            if half_made {
+                tracing::info!(device = device.name, "removing a half-made link");
+                self.netlink.remove_device(&device.name)?;
+            }
+        }
+        let directory = self.config.bpffs_dir.join("links");
+        let file = |source| OpenError::File { path: directory.clone(), source };
+        for entry in fs::read_dir(&directory).map_err(file)? {
+            let entry = entry.map_err(file)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let there = devices.iter().any(|device| device.name == name && device.alias.is_some());
+            if is_pod_device(&name) && !there {
+                links::unpin_all(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Maps {
+    fn of(programs: &Programs) -> Result<Self, OpenError> {
+        Ok(Self {
+            endpoints: Table::new(programs.map("endpoints")?, "endpoints"),
+            classes: Table::new(programs.map("classes")?, "classes"),
+            class_blocks: Table::new(programs.map("class_blocks")?, "class_blocks"),
+            policies: Table::new(programs.map("policies")?, "policies"),
+            routes: Table::new(programs.map("routes")?, "routes"),
+            services: Table::new(programs.map("services")?, "services"),
+            backends: Table::new(programs.map("backends")?, "backends"),
+            flows: Table::new(programs.map("flows")?, "flows"),
+            epoch: Table::new(programs.map("epoch")?, "epoch"),
+            counters: Table::new(programs.map("counters")?, "counters"),
+        })
+    }
+}
+
+fn maps_dir(config: &Config) -> PathBuf {
+    config.bpffs_dir.join("maps")
+}
+
+fn program_config(config: &Config, ports: &Ports) -> ProgramConfig {
+    let (routing, vni) = match config.routing {
+        Routing::Direct => (RoutingNumber::DIRECT, 0),
+        Routing::Vxlan { vni, .. } => (RoutingNumber::VXLAN, vni),
+    };
+    ProgramConfig {
+        uplink_ifindex: ports.uplink.index,
+        tunnel_ifindex: ports.tunnel.as_ref().map(|tunnel| tunnel.index).unwrap_or_default(),
+        routing,
+        vni,
+        denied_events: DENIED_EVENTS,
+    }
+}
+
+fn is_pod_device(name: &str) -> bool {
+    name.strip_prefix(DEVICE_PREFIX)
+        .is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+fn is_ours(name: &str, alias: Option<&str>) -> bool {
+    is_pod_device(name) || name == node::TUNNEL || alias.is_some_and(|alias| alias.starts_with("weft pod "))
+}
+
+fn make_directory(path: &Path) -> Result<(), OpenError> {
+    match fs::create_dir_all(path) {
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => Err(OpenError::NotPermitted),
+        Err(source) => Err(OpenError::File { path: path.to_owned(), source }),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn check_file_system(path: &Path, magic: FsType, wrong: fn(PathBuf) -> OpenError) -> Result<(), OpenError> {
+    match statfs(path) {
+        Ok(found) if found.filesystem_type() == magic => Ok(()),
+        Ok(_) => Err(wrong(path.to_owned())),
+        Err(error) => Err(OpenError::File { path: path.to_owned(), source: error.into() }),
+    }
+}
+
+/// What this kernel lacks, before anything is changed.
+fn check_kernel() -> Result<(), OpenError> {
+    let btf = PathBuf::from("/sys/kernel/btf/vmlinux");
+    if !btf.exists() {
+        return Err(OpenError::NoBtf { path: btf });
+    }
+    let loopback = 1;
+    // SAFETY: a query without options only reads.
+    let result = unsafe {
+        libbpf_sys::bpf_prog_query_opts(loopback, libbpf_sys::BPF_TCX_INGRESS, std::ptr::null_mut())
+    };
+    match -result {
+        libc::EPERM => Err(OpenError::NotPermitted),
+        libc::EINVAL => Err(OpenError::NoTcx { release: kernel_release() }),
+        _ => Ok(()),
+    }
+}
+
+fn kernel_release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").map(|text| text.trim().to_owned()).unwrap_or_default()
+}

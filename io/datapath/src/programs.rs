@@ -1,0 +1,158 @@
+//! The embedded BPF object: loading it over pinned or fresh maps. Attaching lives in `links`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, ObjectBuilder, OpenMapMut};
+
+use crate::error::{OpenError, io_error};
+
+/// bpf/weft.bpf.c, compiled by build.rs.
+pub const OBJECT: &[u8] = include_bytes!(env!("WEFT_BPF_OBJECT"));
+const LAYOUT: &str = env!("WEFT_LAYOUT");
+const LAYOUT_PIN: &str = "layout";
+
+/// Loaded programs and their maps, by name.
+pub struct Programs {
+    programs: BTreeMap<String, OwnedFd>,
+    maps: BTreeMap<String, MapHandle>,
+    /// Pinned maps had another layout, so these are fresh and empty.
+    recreated: bool,
+}
+
+impl Programs {
+    /// Loads over the maps pinned in `maps_dir`, pinning there what is new.
+    pub fn load(maps_dir: &Path, config: &weft_abi::Config, flow_entries: u32) -> Result<Self, OpenError> {
+        libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Warn, |_, text| {
+            tracing::debug!(target: "libbpf", "{}", text.trim_end());
+        })));
+        let recreated = discard_other_layout(maps_dir)?;
+        let mut builder = ObjectBuilder::default();
+        let mut object = builder.open_memory(OBJECT).map_err(load_error)?;
+        for mut map in object.maps_mut() {
+            prepare_map(&mut map, maps_dir, config, flow_entries)?;
+        }
+        let object = object.load().map_err(load_error)?;
+        let mut loaded = Self { programs: BTreeMap::new(), maps: BTreeMap::new(), recreated };
+        for program in object.progs() {
+            let name = program.name().to_string_lossy().into_owned();
+            let fd =
+                program.as_fd().try_clone_to_owned().map_err(|source| bpf_error(&name, "keep", source))?;
+            loaded.programs.insert(name, fd);
+        }
+        for map in object.maps() {
+            let name = map.name().to_string_lossy().into_owned();
+            let handle =
+                MapHandle::try_from(&map).map_err(|error| bpf_error(&name, "keep", io_error(error)))?;
+            loaded.maps.insert(name, handle);
+        }
+        if !maps_dir.join(LAYOUT_PIN).exists() {
+            pin_layout(maps_dir)?;
+        }
+        Ok(loaded)
+    }
+
+    pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>, OpenError> {
+        let missing = || bpf_error(name, "find", io::Error::from_raw_os_error(libc::ENOENT));
+        self.programs.get(name).map(|fd| fd.as_fd()).ok_or_else(missing)
+    }
+
+    pub fn map(&self, name: &str) -> Result<MapHandle, OpenError> {
+        let missing = || bpf_error(name, "find", io::Error::from_raw_os_error(libc::ENOENT));
+        let map = self.maps.get(name).ok_or_else(missing)?;
+        MapHandle::try_from(map).map_err(|error| bpf_error(name, "duplicate", io_error(error)))
+    }
+
+    pub(crate) fn were_maps_recreated(&self) -> bool {
+        self.recreated
+    }
+}
+
+fn prepare_map(
+    map: &mut OpenMapMut<'_>,
+    maps_dir: &Path,
+    config: &weft_abi::Config,
+    flow_entries: u32,
+) -> Result<(), OpenError> {
+    let name = map.name().to_string_lossy().into_owned();
+    if name.ends_with(".rodata") {
+        let value =
+            map.initial_value_mut().ok_or_else(|| OpenError::Load { message: "no constants".to_owned() })?;
+        let bytes = bytemuck::bytes_of(config);
+        value[..bytes.len()].copy_from_slice(bytes);
+        return Ok(());
+    }
+    if name == "flows" {
+        map.set_max_entries(flow_entries).map_err(|error| bpf_error(&name, "size", io_error(error)))?;
+        resize_pinned(&maps_dir.join(&name), flow_entries)?;
+    }
+    map.set_pin_path(maps_dir.join(&name)).map_err(|error| bpf_error(&name, "pin", io_error(error)))
+}
+
+/// A flow table of another size cannot be reused; flows are then judged once more.
+fn resize_pinned(path: &Path, flow_entries: u32) -> Result<(), OpenError> {
+    let Ok(pinned) = MapHandle::from_pinned_path(path) else { return Ok(()) };
+    if pinned.max_entries() == flow_entries {
+        return Ok(());
+    }
+    tracing::warn!(
+        from = pinned.max_entries(),
+        to = flow_entries,
+        "flow table resized: established flows are judged again"
+    );
+    std::fs::remove_file(path).map_err(|source| OpenError::File { path: path.to_owned(), source })
+}
+
+/// Returns whether maps of another layout were there; they are unpinned.
+fn discard_other_layout(maps_dir: &Path) -> Result<bool, OpenError> {
+    let file = |source| OpenError::File { path: maps_dir.to_owned(), source };
+    let pinned = MapHandle::from_pinned_path(maps_dir.join(LAYOUT_PIN)).ok();
+    let digest = pinned.and_then(|map| map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten());
+    let mut entries = std::fs::read_dir(maps_dir).map_err(file)?.peekable();
+    if digest.as_deref() == Some(&current_layout().to_ne_bytes()[..]) || entries.peek().is_none() {
+        return Ok(false);
+    }
+    tracing::warn!("kernel tables have the layout of another version: they are made anew");
+    for entry in entries {
+        let path = entry.map_err(file)?.path();
+        std::fs::remove_file(&path).map_err(|source| OpenError::File { path, source })?;
+    }
+    Ok(true)
+}
+
+fn current_layout() -> u64 {
+    LAYOUT.parse().expect("build.rs writes a decimal number")
+}
+
+fn pin_layout(maps_dir: &Path) -> Result<(), OpenError> {
+    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+        ..Default::default()
+    };
+    let error = |action: &'static str| move |error| bpf_error(LAYOUT_PIN, action, io_error(error));
+    let mut map =
+        MapHandle::create(MapType::Array, Some("weft_layout"), 4, 8, 1, &options).map_err(error("create"))?;
+    map.update(&0u32.to_ne_bytes(), &current_layout().to_ne_bytes(), MapFlags::ANY)
+        .map_err(error("write"))?;
+    map.pin(maps_dir.join(LAYOUT_PIN)).map_err(error("pin"))
+}
+
+fn load_error(error: libbpf_rs::Error) -> OpenError {
+    match error.kind() {
+        libbpf_rs::ErrorKind::PermissionDenied if !nix::unistd::geteuid().is_root() => {
+            OpenError::NotPermitted
+        }
+        _ => OpenError::Load { message: format!("{error:#}") },
+    }
+}
+
+pub(crate) fn bpf_error(object: &str, action: &'static str, source: io::Error) -> OpenError {
+    OpenError::Bpf { object: object.to_owned(), action, source }
+}
+
+/// The raw number for system calls that take one.
+pub(crate) fn raw(fd: BorrowedFd<'_>) -> i32 {
+    fd.as_raw_fd()
+}

@@ -1,0 +1,456 @@
+//! A small fabric of namespaces for tests: nodes with their own mounts and cgroup, an outside network, pods with real
+//! sockets. What is asserted about them lives in the tests. All of it goes with the process.
+#![allow(dead_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use weft_datapath::{Config, Datapath, PodAttachment, PodLink, device_name};
+use weft_model::{Addr, Cidr, NodeName, PodKey, Routing, Uid};
+use weft_plan::{EndpointPlan, NamePlan, NextHop, NodePlan, NodeSettings};
+
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A network namespace that lives as long as its descriptor.
+#[derive(Clone)]
+pub struct Namespace(Arc<File>);
+
+impl Namespace {
+    pub fn new() -> Self {
+        let file = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("tests run as root");
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        Self(Arc::new(file.join().unwrap()))
+    }
+
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()))
+    }
+
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        weft_datapath::in_namespace(&self.path(), work).unwrap()
+    }
+
+    pub fn enter(&self) {
+        setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+    }
+
+    pub fn ip(&self, arguments: &str) {
+        self.command("ip", arguments);
+    }
+
+    pub fn command(&self, program: &str, arguments: &str) -> String {
+        self.run(|| {
+            let output = Command::new(program).args(arguments.split_whitespace()).output().unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{program} {arguments}: {errors}");
+            String::from_utf8(output.stdout).unwrap()
+        })
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread that stays in one network namespace and one mount namespace.
+pub struct Worker {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    fn new(namespace: Namespace, bpffs: PathBuf) -> Self {
+        let (jobs, queue) = channel::<Job>();
+        let thread = std::thread::spawn(move || {
+            namespace.enter();
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+                .unwrap();
+            mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+            for job in queue {
+                job();
+            }
+        });
+        Self { jobs: Some(jobs), thread: Some(thread) }
+    }
+
+    /// Runs `work` there and waits for it. A panic in it is the caller's.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (answer, result) = channel();
+        let job: Job = Box::new(move || {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            answer.send(outcome).ok();
+        });
+        self.jobs.as_ref().unwrap().send(job).unwrap();
+        match result.recv().unwrap() {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs.take();
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+/// A cgroup v2 directory, removed with the test.
+pub struct Cgroup(pub PathBuf);
+
+impl Cgroup {
+    fn new(name: &str) -> Self {
+        let root = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            "/sys/fs/cgroup"
+        } else {
+            "/sys/fs/cgroup/unified"
+        };
+        let path = PathBuf::from(format!("{root}/weft-test-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        fs::remove_dir(&self.0).ok();
+    }
+}
+
+pub struct Node {
+    pub number: u8,
+    pub namespace: Namespace,
+    pub cgroup: Cgroup,
+    pub config: Config,
+    pub datapath: Arc<Mutex<Option<Arc<Datapath>>>>,
+    pub plan: NodePlan,
+    pub worker: Worker,
+    pods: Vec<Namespace>,
+    directory: tempfile::TempDir,
+}
+
+#[derive(Clone)]
+pub struct Pod {
+    pub namespace: Namespace,
+    pub v4: Addr,
+    pub v6: Addr,
+    pub attachment: PodAttachment,
+    pub link: PodLink,
+}
+
+/// Nodes on one link, which is a bridge in the outside namespace with 172.30.0.1 and fd00:172:30::1.
+pub struct Fabric {
+    pub outside: Namespace,
+    pub nodes: Vec<Node>,
+}
+
+pub fn node_v4(number: u8) -> Addr {
+    format!("172.30.0.{}", 10 + number).parse().unwrap()
+}
+
+pub fn node_v6(number: u8) -> Addr {
+    format!("fd00:172:30::{}", 10 + number).parse().unwrap()
+}
+
+pub fn cidr(text: &str) -> Cidr {
+    text.parse().unwrap()
+}
+
+pub fn addr(text: &str) -> Addr {
+    text.parse().unwrap()
+}
+
+fn pod_cidrs(number: u8) -> BTreeSet<Cidr> {
+    BTreeSet::from([cidr(&format!("10.244.{number}.0/24")), cidr(&format!("fd00:10:244:{number}::/64"))])
+}
+
+impl Fabric {
+    pub fn new(count: u8, routing: Routing) -> Self {
+        let outside = Namespace::new();
+        outside.ip("link add br0 type bridge");
+        outside.ip("link set br0 addrgenmode none");
+        outside.ip("addr add 172.30.0.1/24 dev br0");
+        outside.ip("addr add fd00:172:30::1/64 dev br0 nodad");
+        outside.ip("addr add 192.0.2.1/32 dev lo");
+        outside.ip("addr add 2001:db8::1/128 dev lo");
+        outside.ip("link set lo up");
+        outside.ip("link set br0 up");
+        let nodes = (1..=count).map(|number| Node::new(number, count, &outside, routing)).collect();
+        Self { outside, nodes }
+    }
+
+    pub fn apply_all(&self) {
+        for node in &self.nodes {
+            node.apply();
+        }
+    }
+
+    /// Hardware off-loads hide wrong checksums: without them every checksum is on the wire and verified.
+    pub fn real_checksums(&self) {
+        for node in &self.nodes {
+            node.namespace.run(|| checksum_offload_off("eth0"));
+            for pod in &node.pods {
+                pod.run(|| checksum_offload_off("eth0"));
+            }
+        }
+    }
+}
+
+impl Node {
+    fn new(number: u8, count: u8, outside: &Namespace, routing: Routing) -> Self {
+        let namespace = Namespace::new();
+        let port = format!("port{number}");
+        outside.ip(&format!("link add {port} type veth peer name eth0 netns {}", namespace.path().display()));
+        outside.ip(&format!("link set {port} master br0 up"));
+        namespace.ip("link set lo up");
+        namespace.ip(&format!("addr add {}/24 dev eth0", node_v4(number)));
+        namespace.ip(&format!("addr add {}/64 dev eth0 nodad", node_v6(number)));
+        namespace.ip("link set eth0 up");
+        namespace.ip("route add default via 172.30.0.1");
+        namespace.ip("route add default via fd00:172:30::1");
+        let directory = tempfile::tempdir().unwrap();
+        let cgroup =
+            Cgroup::new(&format!("{:x}-{number}", directory.path().as_os_str().len() as u64 ^ unique()));
+        let config = Config {
+            bpffs_dir: directory.path().join(format!("node{number}")),
+            cgroup_dir: cgroup.0.clone(),
+            uplink: "eth0".to_owned(),
+            routing,
+            flow_entries: 1 << 14,
+        };
+        let worker = Worker::new(namespace.clone(), directory.path().to_owned());
+        let node = Self {
+            number,
+            namespace,
+            cgroup,
+            config,
+            datapath: Arc::default(),
+            plan: plan_of(number, count, routing),
+            worker,
+            pods: Vec::new(),
+            directory,
+        };
+        node.open();
+        node
+    }
+
+    /// As a restarted agent does. The one before is dropped only after.
+    pub fn open(&self) {
+        let (config, slot) = (self.config.clone(), Arc::clone(&self.datapath));
+        self.worker.run(move || {
+            let opened = Datapath::open(config).unwrap_or_else(|error| panic!("{error}"));
+            *slot.lock().unwrap() = Some(Arc::new(opened));
+        });
+    }
+
+    pub fn with<T: Send + 'static>(&self, work: impl FnOnce(&Datapath) -> T + Send + 'static) -> T {
+        let datapath = self.datapath.lock().unwrap().clone().unwrap();
+        self.worker.run(move || work(&datapath))
+    }
+
+    pub fn apply(&self) -> weft_datapath::Report {
+        let plan = self.plan.clone();
+        self.with(move |datapath| datapath.apply(&plan)).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Attaches a pod and puts it into the plan, without applying it.
+    pub fn add_pod(&mut self, host: u8) -> Pod {
+        let namespace = Namespace::new();
+        let v4 = addr(&format!("10.244.{}.{host}", self.number));
+        let v6 = addr(&format!("fd00:10:244:{}::{host:x}", self.number));
+        let container = format!("container-{}-{host}", self.number);
+        let attachment = PodAttachment {
+            netns: namespace.path(),
+            device: device_name(&container),
+            container,
+            interface: "eth0".to_owned(),
+            addresses: BTreeSet::from([v4, v6]),
+            mtu: self.plan.settings.pod_mtu,
+        };
+        let request = attachment.clone();
+        let link = self
+            .with(move |datapath| datapath.attach_pod(&request))
+            .unwrap_or_else(|error| panic!("{error}"));
+        for address in [v4, v6] {
+            let endpoint = EndpointPlan {
+                pod: PodKey::new("test", format!("pod-{}-{host}", self.number)),
+                uid: Uid::new(format!("uid-{}-{host}", self.number)),
+                device: attachment.device.clone(),
+                ingress: None,
+                egress: None,
+            };
+            self.plan.endpoints.insert(address, endpoint);
+        }
+        self.pods.push(namespace.clone());
+        Pod { namespace, v4, v6, attachment, link }
+    }
+}
+
+fn unique() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) << 8
+}
+
+fn plan_of(number: u8, count: u8, routing: Routing) -> NodePlan {
+    let mut routes = BTreeMap::new();
+    for other in (1..=count).filter(|other| *other != number) {
+        for prefix in pod_cidrs(other) {
+            let v4_too =
+                matches!(routing, Routing::Vxlan { .. }) || prefix.family() == weft_model::Family::V4;
+            let via = if v4_too { node_v4(other) } else { node_v6(other) };
+            routes.insert(prefix, NextHop { node: NodeName::new(format!("node{other}")), via });
+        }
+        for own in [node_v4(other), node_v6(other)] {
+            let via = if matches!(routing, Routing::Vxlan { .. }) { node_v4(other) } else { own };
+            routes.insert(Cidr::host(own), NextHop { node: NodeName::new(format!("node{other}")), via });
+        }
+    }
+    NodePlan {
+        settings: NodeSettings {
+            node: NodeName::new(format!("node{number}")),
+            host_addresses: BTreeSet::from([
+                node_v4(number),
+                node_v6(number),
+                addr("10.96.0.10"),
+                addr("fd00:10:96::a"),
+            ]),
+            node_addresses: vec![node_v4(number), node_v6(number)],
+            pod_cidrs: pod_cidrs(number),
+            cluster_pod_cidrs: BTreeSet::from([cidr("10.244.0.0/16"), cidr("fd00:10:244::/56")]),
+            service_cidrs: BTreeSet::from([cidr("10.96.0.0/16"), cidr("fd00:10:96::/112")]),
+            cluster_cidrs: BTreeSet::from([
+                cidr("10.244.0.0/16"),
+                cidr("fd00:10:244::/56"),
+                cidr("172.30.0.0/24"),
+                cidr("fd00:172:30::/64"),
+            ]),
+            routing,
+            pod_mtu: if matches!(routing, Routing::Direct) { 1500 } else { 1430 },
+        },
+        endpoints: BTreeMap::new(),
+        classes: BTreeMap::new(),
+        policy_sets: BTreeMap::new(),
+        rules: BTreeMap::new(),
+        services: BTreeMap::new(),
+        routes,
+        names: NamePlan::default(),
+    }
+}
+
+/// A server in a namespace: echoes what it gets and closes when its peer does. Stops with its threads at exit.
+pub fn serve_tcp(namespace: &Namespace, port: u16) {
+    let listener = namespace.run(move || TcpListener::bind(("::", port)).unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(read) = stream.read(&mut buffer) {
+                    if read == 0 || stream.write_all(&buffer[..read]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Answers each datagram with its own bytes.
+pub fn serve_udp(namespace: &Namespace, port: u16) {
+    let socket = namespace.run(move || UdpSocket::bind(("::", port)).unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok((read, from)) = socket.recv_from(&mut buffer) {
+            socket.send_to(&buffer[..read], from).ok();
+        }
+    });
+}
+
+pub fn connect(namespace: &Namespace, to: Addr, port: u16, patience: Duration) -> std::io::Result<TcpStream> {
+    let target = SocketAddr::new(to.to_ip(), port);
+    namespace.run(move || {
+        let stream = TcpStream::connect_timeout(&target, patience)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    })
+}
+
+/// Sends `size` bytes and reads them back.
+pub fn echo_tcp(namespace: &Namespace, to: Addr, port: u16, size: usize) {
+    let stream =
+        connect(namespace, to, port, PATIENCE).unwrap_or_else(|error| panic!("connect {to}: {error}"));
+    let sent: Vec<u8> = (0..size).map(|at| ((at * 31) >> 3) as u8).collect();
+    let mut writer = stream.try_clone().unwrap();
+    let copy = sent.clone();
+    let writing = std::thread::spawn(move || writer.write_all(&copy));
+    let mut got = vec![0; size];
+    let mut reader = stream;
+    reader.read_exact(&mut got).unwrap_or_else(|error| panic!("read from {to}: {error}"));
+    writing.join().unwrap().unwrap();
+    assert!(got == sent, "{size} bytes from {to} differ");
+}
+
+/// Whether a datagram comes back within `patience`.
+pub fn echo_udp(namespace: &Namespace, to: Addr, port: u16, size: usize, patience: Duration) -> bool {
+    let any: IpAddr = if to.to_ip().is_ipv4() { "0.0.0.0".parse().unwrap() } else { "::".parse().unwrap() };
+    let socket = namespace.run(move || UdpSocket::bind((any, 0)).unwrap());
+    socket.set_read_timeout(Some(patience)).unwrap();
+    let sent = vec![0x5a; size];
+    socket.send_to(&sent, SocketAddr::new(to.to_ip(), port)).unwrap();
+    let mut got = vec![0; size + 1];
+    matches!(socket.recv_from(&mut got), Ok((read, _)) if got[..read] == sent[..])
+}
+
+/// An ICMP echo, through the kernel's ping sockets.
+pub fn ping(namespace: &Namespace, to: Addr) -> bool {
+    let (domain, protocol, request) = match to.to_ip() {
+        IpAddr::V4(_) => (libc::AF_INET, libc::IPPROTO_ICMP, 8),
+        IpAddr::V6(_) => (libc::AF_INET6, libc::IPPROTO_ICMPV6, 128),
+    };
+    let socket = namespace.run(move || {
+        fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").unwrap();
+        // SAFETY: a plain system call; the descriptor becomes the socket's own.
+        unsafe { UdpSocket::from_raw_fd(libc::socket(domain, libc::SOCK_DGRAM, protocol)) }
+    });
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.send_to(&[request, 0, 0, 0, 0, 0, 0, 1, 42], SocketAddr::new(to.to_ip(), 0)).unwrap();
+    let mut answer = [0; 64];
+    matches!(socket.recv_from(&mut answer), Ok((9, _)) if answer[8] == 42)
+}
+
+/// ETHTOOL_STXCSUM off: the kernel then computes each checksum in software, and the receiver verifies it.
+pub fn checksum_offload_off(device: &str) {
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    const ETHTOOL_STXCSUM: u32 = 0x17;
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| UdpSocket::bind(("::", 0))).unwrap();
+    let mut value = Value { command: ETHTOOL_STXCSUM, data: 0 };
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the request and the value it points to live through the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
+    assert_eq!(result, 0, "ethtool on {device}: {}", std::io::Error::last_os_error());
+}
