@@ -10,6 +10,7 @@ pub fn skip(test: &str, reason: impl std::fmt::Display) {
     if let Some(path) = std::env::var_os("WEFT_SKIP_LOG") {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(path);
         // One write per line, so that tests in parallel do not mix theirs.
-        log.and_then(|mut log| log.write_all(line.as_bytes())).expect("WEFT_SKIP_LOG names a file tests can append to");
+        log.and_then(|mut log| log.write_all(line.as_bytes()))
+            .expect("WEFT_SKIP_LOG names a file tests can append to");
     }
 }
