@@ -1,0 +1,11 @@
+//! The server as its clients see it: over TLS, in-process or as a child, with kube's client, raw HTTP and kubectl.
+
+mod deletion;
+mod durability;
+mod kubectl;
+mod objects;
+mod pods;
+mod security;
+mod services;
+mod support;
+mod watching;
