@@ -14,6 +14,8 @@ use weft_plan::NodePlan;
 
 use endpoints::{Locals, Owners};
 
+pub use routes::pod_mtu;
+
 /// What a node should hold, and what its user should know about the objects it was made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_model::{Addr, Cidr, Family, Finding, Node, NodeName, Routing, Severity, Snapshot};
+use weft_model::{Addr, Cidr, ClusterSettings, Family, Finding, Node, NodeName, Routing, Severity, Snapshot};
 use weft_plan::{NextHop, NodeSettings};
 
 /// Ethernet, IP, UDP and VXLAN headers around a packet (RFC 7348, 5).
@@ -34,7 +34,7 @@ pub(crate) fn settings(snapshot: &Snapshot, node: &NodeName, findings: &mut Vec<
         ),
         cluster_pod_cidrs: pods,
         routing: given.routing,
-        pod_mtu: pod_mtu(snapshot, &addresses),
+        pod_mtu: pod_mtu(given),
         node_addresses: first_of_each_family_first(addresses),
     }
 }
@@ -81,13 +81,16 @@ fn first_of_each_family_first(addresses: Vec<Addr>) -> Vec<Addr> {
     sorted
 }
 
-fn pod_mtu(snapshot: &Snapshot, addresses: &[Addr]) -> u32 {
-    let overhead = match snapshot.settings.routing {
+/// What a pod's link gets: the nodes' link MTU less what the routing mode puts around a packet.
+pub fn pod_mtu(settings: &ClusterSettings) -> u32 {
+    let only_v6 =
+        !settings.node_cidrs.is_empty() && settings.node_cidrs.iter().all(|cidr| cidr.family() == Family::V6);
+    let overhead = match settings.routing {
         Routing::Direct => 0,
-        Routing::Vxlan { .. } if addresses.iter().any(|addr| addr.family() == Family::V4) => VXLAN_OVER_IPV4,
-        Routing::Vxlan { .. } => VXLAN_OVER_IPV6,
+        Routing::Vxlan { .. } if only_v6 => VXLAN_OVER_IPV6,
+        Routing::Vxlan { .. } => VXLAN_OVER_IPV4,
     };
-    snapshot.settings.mtu.saturating_sub(overhead)
+    settings.mtu.saturating_sub(overhead)
 }
 
 /// Pod prefixes and own addresses of every other node.

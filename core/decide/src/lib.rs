@@ -1,11 +1,14 @@
 //! Plan and packet or query to verdict and reason: the executable definition of the datapath and the name server.
 
+pub mod explain;
 mod flows;
 mod icmp;
 mod journey;
+mod matrix;
 pub mod names;
 mod packets;
 mod policies;
+mod reach;
 mod sockets;
 
 pub use flows::{
@@ -13,6 +16,8 @@ pub use flows::{
     TcpProgress, Time,
 };
 pub use journey::{Action, Arrival, Outcome, Place, from_net, from_pod, place, to_pod};
+pub use matrix::{Cell, Target, matrix};
 pub use packets::{Body, Fragment, FragmentId, Header, Packet, Quoted, TcpFlags, Unreadable};
 pub use policies::{Judgement, Ruling, class_of, egress, ingress, judge, policy_lookup, set_of};
+pub use reach::{Cluster, Reach};
 pub use sockets::{Connect, connect};

@@ -78,7 +78,7 @@ pub struct Decision {
 }
 
 /// What a rule number stands for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RuleCause {
     /// `spec.ingress[index]` or `spec.egress[index]` of a policy.
     Rule { policy: PolicyKey, direction: Direction, index: usize },
