@@ -198,7 +198,7 @@ impl Deciding {
                 }
                 Role::Sidecar => {
                     self.start_or_wait(container);
-                    if !main_began && !(container.is_running() && container.started) {
+                    if !(main_began || container.is_running() && container.started) {
                         return Initialised::No;
                     }
                 }

@@ -127,10 +127,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_a_child_is_seen_with_its_code() {
-        let child = std::process::Command::new("/bin/sh").args(["-c", "exit 7"]).spawn().expect("sh starts");
+        let mut child =
+            std::process::Command::new("/bin/sh").args(["-c", "exit 7"]).spawn().expect("sh starts");
         let id = ProcessId::of(child.id() as i32).expect("child not yet reaped");
         let pidfd = id.open().expect("pidfd").expect("child not yet reaped");
         assert_eq!(pidfd.ended().await.expect("wait"), Ending::Code(7));
         assert!(id.open().expect("pidfd").is_none());
+        assert!(child.wait().is_err(), "it was reaped");
     }
 }

@@ -210,14 +210,14 @@ impl Worker {
         released && self.ending.as_ref().is_some_and(|ending| ending.why == End::Deleted)
     }
 
-    /// The last words: final status, removal of the object and of the files.
+    /// The last words: files go first, so that with the object gone nothing of the pod is left.
     async fn leave(self) {
         self.shared.pods.remove(&self.uid);
-        if self.in_api == InApi::Present {
-            self.publisher.finish(&self.pod).await;
-        }
         if let Err(error) = self.shared.sandboxes.remove_files(&self.uid) {
             tracing::warn!(uid = self.uid, "files left behind: {error}");
+        }
+        if self.in_api == InApi::Present {
+            self.publisher.finish(&self.pod).await;
         }
     }
 
