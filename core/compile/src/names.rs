@@ -1,7 +1,7 @@
 //! Snapshot to the names the cluster answers for (Kubernetes DNS-Based Service Discovery 1.1.0; section numbers
 //! below are its). What one question gets is decided in core/decide.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use weft_model::{
@@ -209,6 +209,8 @@ fn reverse_name(addr: Addr) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use weft_model::{ClusterSettings, Family, Namespace, NamespaceName, Port, ServicePort, TargetPort, Uid};
 
     use super::*;
