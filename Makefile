@@ -6,7 +6,7 @@ SHELL := /bin/bash
 NAME ?= weft
 NODES ?= 3
 ROUTING ?= direct
-APP ?= lab/examples
+APP ?= examples/shop
 WEFT := target/release/weft
 
 help: ## List the verbs

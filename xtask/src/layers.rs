@@ -36,6 +36,11 @@ const IMPURE: [&str; 15] = [
 ];
 
 pub fn check(root: &Path) -> Result<Vec<String>> {
+    Ok(findings(root, &packages(root)?))
+}
+
+/// The workspace's own packages, as `cargo metadata` describes them.
+pub fn packages(root: &Path) -> Result<Vec<Value>> {
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
         .current_dir(root)
@@ -43,8 +48,7 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
         .context("cargo metadata")?;
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata's output")?;
-    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
-    Ok(findings(root, packages))
+    metadata["packages"].as_array().cloned().context("cargo metadata names no packages")
 }
 
 fn findings(root: &Path, packages: &[Value]) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! Chores of the workspace: which checks there are, and how their findings are printed. Each check lives in its module.
 
+mod dependencies;
 mod files;
 mod layers;
 mod purity;
@@ -12,7 +13,12 @@ use anyhow::{Context, Result, bail};
 /// A name and a function from the workspace's root to what is wrong, one line each.
 type Check = (&'static str, fn(&Path) -> Result<Vec<String>>);
 
-const CHECKS: &[Check] = &[("layers", layers::check), ("purity", purity::check), ("files", files::check)];
+const CHECKS: &[Check] = &[
+    ("layers", layers::check),
+    ("purity", purity::check),
+    ("files", files::check),
+    ("dependencies", dependencies::check),
+];
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1).collect()) {
