@@ -1,16 +1,23 @@
 //! The controllers of a control plane that a cluster on one machine needs: workloads, endpoints, nodes, scheduling.
 //! Each decision is a pure function of what there is; `shell` watches and writes.
 
+mod cronjob;
+mod daemonset;
 mod deployment;
 mod effect;
 mod endpoints;
+mod garbage;
+mod history;
+mod job;
 mod meta;
+mod nodes;
 pub mod podcidr;
 mod pods;
 mod quantity;
 mod replicaset;
 mod scheduler;
 mod shell;
+mod statefulset;
 #[cfg(test)]
 mod testing;
 

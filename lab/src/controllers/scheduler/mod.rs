@@ -16,6 +16,8 @@ use super::effect::{Effect, Kind, Target, Tone};
 use super::{meta, pods};
 use fit::NodeView;
 
+pub use fit::{is_tolerated, matches_node, tolerates};
+
 pub const NAME: &str = "default-scheduler";
 
 /// Where pods were sent before the caches show it: node names by pod uid.

@@ -1,5 +1,6 @@
 //! Which objects need a look when something changed.
 
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -93,6 +94,19 @@ pub fn slice(queue: &Queue<Work>, change: Change<'_, EndpointSlice>) {
     if let Some(service) = endpoints::service_of(slice) {
         queue.add(Work::named(Kind::Service, meta::namespace(&slice.metadata), service));
     }
+}
+
+/// A pod on a node with taints may have to leave.
+pub fn tainted(queue: &Queue<Work>, node: Option<&Node>) {
+    let Some(node) = node else { return };
+    if node.spec.as_ref().is_some_and(|spec| spec.taints.as_ref().is_some_and(|taints| !taints.is_empty())) {
+        queue.add(Work::object(Kind::Node, &node.metadata));
+    }
+}
+
+/// A kubelet was heard of.
+pub fn lease(queue: &Queue<Work>, change: Change<'_, Lease>) {
+    queue.add(Work::named(Kind::Node, "", meta::name(&change.any().metadata)));
 }
 
 /// What about a node matters to anything but its own look.

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use futures::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Client, Resource};
@@ -17,12 +19,20 @@ use super::pending::{Pending, Seen};
 use super::queue::{Ended, Queue};
 use crate::controllers::effect::{Effect, Kind, Outcome};
 use crate::controllers::scheduler::{self, Assumed};
-use crate::controllers::{deployment, endpoints, meta, pods, replicaset};
+use crate::controllers::{
+    cronjob, daemonset, deployment, endpoints, garbage, job, meta, nodes, pods, replicaset, statefulset,
+};
 
 /// Everything the controllers see and write with.
 pub struct World {
     deployments: Arc<Cache<Deployment>>,
     replica_sets: Arc<Cache<ReplicaSet>>,
+    stateful_sets: Arc<Cache<StatefulSet>>,
+    daemon_sets: Arc<Cache<DaemonSet>>,
+    revisions: Arc<Cache<ControllerRevision>>,
+    jobs: Arc<Cache<Job>>,
+    cron_jobs: Arc<Cache<CronJob>>,
+    leases: Arc<Cache<Lease>>,
     pods: Arc<Cache<Pod>>,
     nodes: Arc<Cache<Node>>,
     services: Arc<Cache<Service>>,
@@ -39,6 +49,12 @@ impl World {
         Self {
             deployments: Cache::new(),
             replica_sets: Cache::new(),
+            stateful_sets: Cache::new(),
+            daemon_sets: Cache::new(),
+            revisions: Cache::new(),
+            jobs: Cache::new(),
+            cron_jobs: Cache::new(),
+            leases: Cache::new(),
             pods: Cache::new(),
             nodes: Cache::new(),
             services: Cache::new(),
@@ -54,18 +70,19 @@ impl World {
     /// The watches that keep the caches current; each runs for as long as it is polled.
     pub fn follow(self: &Arc<Self>, client: Client) -> Vec<BoxFuture<'static, ()>> {
         vec![
-            self.plain(&self.deployments, &client, |world, change| {
-                dispatch::itself(&world.queue, Kind::Deployment, change);
+            self.plain(&self.deployments, &client, |world, change| world.changed(Kind::Deployment, change)),
+            self.plain(&self.replica_sets, &client, |world, change| world.changed(Kind::ReplicaSet, change)),
+            self.plain(&self.stateful_sets, &client, |world, change| {
+                world.changed(Kind::StatefulSet, change)
             }),
-            self.plain(&self.replica_sets, &client, |world, change| {
-                dispatch::itself(&world.queue, Kind::ReplicaSet, change);
-                dispatch::owned(&world.queue, change);
-            }),
+            self.plain(&self.daemon_sets, &client, |world, change| world.changed(Kind::DaemonSet, change)),
+            self.plain(&self.revisions, &client, |world, change| dispatch::owned(&world.queue, change)),
+            self.plain(&self.jobs, &client, |world, change| world.changed(Kind::Job, change)),
+            self.plain(&self.cron_jobs, &client, |world, change| world.changed(Kind::CronJob, change)),
+            self.plain(&self.leases, &client, |world, change| dispatch::lease(&world.queue, change)),
             self.plain(&self.pods, &client, Self::pod_changed),
             self.plain(&self.nodes, &client, Self::node_changed),
-            self.plain(&self.services, &client, |world, change| {
-                dispatch::itself(&world.queue, Kind::Service, change);
-            }),
+            self.plain(&self.services, &client, |world, change| world.changed(Kind::Service, change)),
             self.plain(&self.slices, &client, |world, change| dispatch::slice(&world.queue, change)),
         ]
     }
@@ -83,6 +100,12 @@ impl World {
     pub async fn wait_synced(&self) {
         self.deployments.wait_synced().await;
         self.replica_sets.wait_synced().await;
+        self.stateful_sets.wait_synced().await;
+        self.daemon_sets.wait_synced().await;
+        self.revisions.wait_synced().await;
+        self.jobs.wait_synced().await;
+        self.cron_jobs.wait_synced().await;
+        self.leases.wait_synced().await;
         self.pods.wait_synced().await;
         self.nodes.wait_synced().await;
         self.services.wait_synced().await;
@@ -92,7 +115,7 @@ impl World {
     pub async fn look(&self, work: &Work) -> Ended {
         match work {
             Work::Schedule => self.schedule().await,
-            Work::PodGarbage => Ended::Well,
+            Work::PodGarbage => self.collect_garbage().await,
             Work::Object(kind, namespace, name) => self.look_at(work, *kind, namespace, name).await,
         }
     }
@@ -118,6 +141,11 @@ impl World {
         match kind {
             Kind::Deployment => uid(self.deployments.get(namespace, name)),
             Kind::ReplicaSet => uid(self.replica_sets.get(namespace, name)),
+            Kind::StatefulSet => uid(self.stateful_sets.get(namespace, name)),
+            Kind::DaemonSet => uid(self.daemon_sets.get(namespace, name)),
+            Kind::Job => uid(self.jobs.get(namespace, name)),
+            Kind::CronJob => uid(self.cron_jobs.get(namespace, name)),
+            Kind::Node => uid(self.nodes.get("", name)),
             Kind::Service => uid(self.services.get(namespace, name)),
             _ => None,
         }
@@ -132,6 +160,24 @@ impl World {
             }
             Kind::ReplicaSet => {
                 replicaset::reconcile(&*self.replica_sets.get(namespace, name)?, &pods(), now)
+            }
+            Kind::StatefulSet => {
+                let object = self.stateful_sets.get(namespace, name)?;
+                statefulset::reconcile(&object, &pods(), &self.revisions.in_namespace(namespace), now)
+            }
+            Kind::DaemonSet => {
+                let object = self.daemon_sets.get(namespace, name)?;
+                let revisions = self.revisions.in_namespace(namespace);
+                daemonset::reconcile(&object, &self.nodes.all(), &pods(), &revisions, now)
+            }
+            Kind::Job => job::reconcile(&*self.jobs.get(namespace, name)?, &pods(), now),
+            Kind::CronJob => {
+                let object = self.cron_jobs.get(namespace, name)?;
+                cronjob::reconcile(&object, &self.jobs.in_namespace(namespace), now)
+            }
+            Kind::Node => {
+                let lease = self.leases.get(nodes::LEASES, name);
+                nodes::reconcile(&*self.nodes.get("", name)?, lease.as_deref(), &self.pods.all(), now)
             }
             Kind::Service => {
                 let object = self.services.get(namespace, name)?;
@@ -180,6 +226,21 @@ impl World {
         Ended::Failed
     }
 
+    async fn collect_garbage(&self) -> Ended {
+        let outcome = garbage::reconcile(&self.nodes.all(), &self.pods.all(), Timestamp::now());
+        if let Some(after) = outcome.recheck {
+            self.queue.add_after(Work::PodGarbage, after);
+        }
+        let report = self.controllers.carry_out(outcome.effects).await;
+        if report.failures.is_empty() { Ended::Well } else { Ended::Failed }
+    }
+
+    /// An object with a controller of its own here, which may itself have an owner.
+    fn changed<K: Resource<DynamicType = ()>>(&self, kind: Kind, change: Change<'_, K>) {
+        dispatch::itself(&self.queue, kind, change);
+        dispatch::owned(&self.queue, change);
+    }
+
     fn pod_changed(&self, change: Change<'_, Pod>) {
         let pod = change.any();
         let uid = meta::uid(&pod.metadata);
@@ -195,17 +256,27 @@ impl World {
             self.pending.saw(&owner.uid, uid, seen);
         }
         dispatch::pod(&self.queue, &self.services, change);
+        if let Some(node) = change.after.filter(|pod| pods::is_ready(pod)).and_then(pods::node_name) {
+            dispatch::tainted(&self.queue, self.nodes.get("", node).as_deref());
+        }
         let namespace = meta::namespace(&pod.metadata);
         dispatch::orphan(&self.queue, Kind::ReplicaSet, &self.replica_sets.in_namespace(namespace), change);
     }
 
     fn node_changed(&self, change: Change<'_, Node>) {
+        dispatch::itself(&self.queue, Kind::Node, change);
         if !dispatch::node_matters(change) {
             return;
         }
         self.queue.add(Work::Schedule);
-        let zones = |node: &Node| node.metadata.labels.clone();
-        if change.before.map(zones) != change.after.map(zones) {
+        if change.after.is_none() {
+            self.queue.add(Work::PodGarbage);
+        }
+        for set in self.daemon_sets.all() {
+            self.queue.add(Work::object(Kind::DaemonSet, &set.metadata));
+        }
+        let labels = |node: &Node| node.metadata.labels.clone();
+        if change.before.map(labels) != change.after.map(labels) {
             for service in self.services.all() {
                 self.queue.add(Work::object(Kind::Service, &service.metadata));
             }

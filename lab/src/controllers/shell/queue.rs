@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -23,6 +23,8 @@ struct State<W> {
     /// Asked for while running: to be queued when the run ends.
     again: HashSet<W>,
     failures: HashMap<W, u32>,
+    /// When each piece of work that waits for a time will be added: one time each, the soonest asked for.
+    due: HashMap<W, Instant>,
 }
 
 /// How a look ended.
@@ -41,6 +43,7 @@ impl<W: Clone + Eq + Hash + Send + 'static> Queue<W> {
             running: HashSet::new(),
             again: HashSet::new(),
             failures: HashMap::new(),
+            due: HashMap::new(),
         };
         Arc::new(Self { state: Mutex::new(state), ready: Notify::new() })
     }
@@ -55,12 +58,33 @@ impl<W: Clone + Eq + Hash + Send + 'static> Queue<W> {
         }
     }
 
+    /// Adds the work when this time has passed, unless that happens sooner anyway.
     pub fn add_after(self: &Arc<Self>, work: W, after: Duration) {
+        let moment = Instant::now() + after;
+        {
+            let mut state = self.lock();
+            if state.due.get(&work).is_some_and(|known| *known <= moment) {
+                return;
+            }
+            state.due.insert(work.clone(), moment);
+        }
         let queue = self.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(after).await;
-            queue.add(work);
+            tokio::time::sleep_until(moment.into()).await;
+            if queue.is_due(&work, moment) {
+                queue.add(work);
+            }
         });
+    }
+
+    /// Whether this is the time the work waits for; a later wish may have put it forward.
+    fn is_due(&self, work: &W, moment: Instant) -> bool {
+        let mut state = self.lock();
+        let due = state.due.get(work) == Some(&moment);
+        if due {
+            state.due.remove(work);
+        }
+        due
     }
 
     /// The next piece of work, when there is one. Every piece taken must be `done`.
@@ -142,6 +166,17 @@ mod tests {
     fn failures_wait_ever_longer_up_to_a_limit() {
         let pauses: Vec<u128> = [1, 2, 3, 9, 10, 40].iter().map(|n| pause(*n).as_millis()).collect();
         assert_eq!(pauses, [20, 40, 80, 5120, 10_000, 10_000]);
+    }
+
+    #[tokio::test]
+    async fn of_several_times_only_the_soonest_counts() {
+        let queue = Queue::new();
+        for after in [60, 3600, 1, 7200] {
+            queue.add_after("a", Duration::from_secs(after));
+        }
+        let due: Vec<Duration> =
+            queue.lock().due.values().map(|due| due.duration_since(Instant::now())).collect();
+        assert!(due.len() == 1 && due[0] <= Duration::from_secs(1), "{due:?}");
     }
 
     #[tokio::test]
