@@ -1,5 +1,6 @@
 //! Model snapshot to one node's plan: pure, whole, and the same for every order of events. Applying it lives in io/datapath.
 
+mod check;
 mod endpoints;
 mod ids;
 mod names;
@@ -14,6 +15,7 @@ use weft_plan::NodePlan;
 
 use endpoints::{Locals, Owners};
 
+pub use check::check;
 pub use routes::pod_mtu;
 
 /// What a node should hold, and what its user should know about the objects it was made of.

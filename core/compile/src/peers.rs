@@ -147,14 +147,14 @@ impl Content {
 
 /// The cluster's name server as a peer. It is no pod here, but manifests everywhere allow DNS by the labels of the
 /// usual name server's pods.
-struct NameServer {
-    namespace: Namespace,
-    labels: Labels,
+pub(crate) struct NameServer {
+    pub namespace: Namespace,
+    pub labels: Labels,
     ports: BTreeSet<NamedPort>,
 }
 
 impl NameServer {
-    fn of(snapshot: &Snapshot) -> Self {
+    pub fn of(snapshot: &Snapshot) -> Self {
         let name = NamespaceName::new("kube-system");
         let mut labels = snapshot.namespaces.get(&name).map(|known| known.labels.clone()).unwrap_or_default();
         labels.entry("kubernetes.io/metadata.name".to_owned()).or_insert_with(|| name.to_string());

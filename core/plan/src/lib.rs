@@ -16,4 +16,5 @@ pub use node::{NodePlan, NodeSettings};
 pub use policies::{
     ClassMatch, Decision, PolicyMatch, PolicySet, PolicySetId, PortPrefix, RuleCause, RuleId,
 };
+pub use print::Table;
 pub use services::{Backend, Frontend, ServiceId, ServicePlan};
