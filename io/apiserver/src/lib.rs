@@ -16,6 +16,7 @@ pub mod status;
 pub mod store;
 pub mod tables;
 pub mod tasks;
+pub mod wire;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -121,7 +122,8 @@ pub async fn start(config: Config) -> Result<Server, Error> {
     check_ranges(&config.service_ranges)?;
     let acceptor = tls(&config.tls_cert, &config.tls_key, &config.client_ca)?;
     let listener = bind(config.listen).await?;
-    let address = listener.local_addr().map_err(|source| Error::Listen { place: config.listen.to_string(), source })?;
+    let address =
+        listener.local_addr().map_err(|source| Error::Listen { place: config.listen.to_string(), source })?;
     let mut listeners = vec![listener];
     for place in &config.namespace_listeners {
         listeners.push(bind_in_namespace(place).await?);
@@ -130,8 +132,12 @@ pub async fn start(config: Config) -> Result<Server, Error> {
     let store = Store::open(&config.data_dir, HistoryLength(config.history), feed)?;
     let api = Arc::new(build(&config, store)?);
     tasks::definitions::install_stored(&api);
-    tasks::bootstrap::run(&api, &kubernetes_address(&config.service_ranges).to_string(), &config.kubernetes_endpoints)
-        .await?;
+    tasks::bootstrap::run(
+        &api,
+        &kubernetes_address(&config.service_ranges).to_string(),
+        &config.kubernetes_endpoints,
+    )
+    .await?;
     tasks::aggregation::settle(&api).await;
     let mut work = JoinSet::new();
     spawn_tasks(&mut work, &api, events, config.client_ca.as_str().into());
@@ -158,8 +164,7 @@ fn check_ranges(ranges: &[IpNet]) -> Result<(), Error> {
 fn build(config: &Config, store: Store) -> Result<Api, Error> {
     let registry = Arc::new(Registry::new());
     let issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
-    let tokens =
-        Arc::new(Tokens::new(issuer, &config.service_account_key, &config.service_account_public)?);
+    let tokens = Arc::new(Tokens::new(issuer, &config.service_account_key, &config.service_account_public)?);
     Ok(Api {
         openapi: OpenApi::new(Arc::clone(&registry)),
         authenticator: Authenticator::new(Arc::clone(&tokens), store.clone()),

@@ -96,7 +96,9 @@ fn field_text(object: &Value, path: &str) -> String {
     let found = path.split('.').try_fold(object, |value, part| value.get(part));
     match found {
         Some(Value::String(text)) => text.clone(),
-        Some(Value::Null) | None if matches!(path, "spec.unschedulable" | "spec.hostNetwork") => "false".into(),
+        Some(Value::Null) | None if matches!(path, "spec.unschedulable" | "spec.hostNetwork") => {
+            "false".into()
+        }
         Some(Value::Null) | None if path == "status.replicas" => "0".into(),
         Some(Value::Null) | None => String::new(),
         Some(other) => other.to_string(),
@@ -113,28 +115,17 @@ fn parse_fields(kind: &Kind, text: &str) -> Result<Vec<FieldTerm>> {
         } else if let Some((path, value)) = part.split_once('=') {
             (path, value, Sense::Equal)
         } else {
-            return Err(ApiError::bad_request(format!(
-                "Unable to find {:?} that match label selector \"\", field selector {text:?}: \
-                 invalid selector: {text:?}; can't understand {part:?}",
-                kind.group_resource()
-            )));
+            let message = format!("invalid selector: {text:?}; can't understand {part:?}");
+            return Err(ApiError::bad_request(message));
         };
         let path = path.trim();
         if !selectable(kind, path) {
-            return Err(ApiError::bad_request(format!(
-                "Unable to find {:?} that match label selector \"\", field selector {text:?}: \
-                 field label not supported: {path}",
-                format!("{}, Resource={}", gv_text(kind), kind.plural),
-            )));
+            return Err(ApiError::bad_request(format!("field label not supported: {path}")));
         }
         let unescaped = value.trim().replace("\\,", ",").replace("\\=", "=").replace("\\\\", "\\");
         terms.push(FieldTerm { path: path.to_owned(), value: unescaped, sense });
     }
     Ok(terms)
-}
-
-fn gv_text(kind: &Kind) -> String {
-    format!("{}/{}", kind.group, kind.version)
 }
 
 fn selectable(kind: &Kind, path: &str) -> bool {
@@ -176,8 +167,7 @@ fn parse_requirement(part: &str) -> std::result::Result<Requirement, String> {
     for (symbol, sense) in [("!=", Sense::Different), ("==", Sense::Equal), ("=", Sense::Equal)] {
         if let Some((key, value)) = part.split_once(symbol) {
             let values = vec![value.trim().to_owned()];
-            let operator =
-                if sense == Sense::Equal { Operator::In(values) } else { Operator::NotIn(values) };
+            let operator = if sense == Sense::Equal { Operator::In(values) } else { Operator::NotIn(values) };
             return Ok(make(key, operator));
         }
     }
@@ -199,10 +189,8 @@ fn check_label_key(key: &str) -> Result<()> {
     let name = key.rsplit_once('/').map_or(key, |(_, name)| name);
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    let good = name.len() <= 63
-        && name.chars().all(plain)
-        && ends(name.chars().next())
-        && ends(name.chars().last());
+    let good =
+        name.len() <= 63 && name.chars().all(plain) && ends(name.chars().next()) && ends(name.chars().last());
     if good {
         return Ok(());
     }
@@ -233,10 +221,11 @@ fn split_outside_parentheses(text: &str) -> Vec<&str> {
 
 /// Whether `labels` satisfy a `LabelSelector` object (matchLabels, matchExpressions).
 pub fn label_selector_matches(selector: &Value, object: &Value) -> bool {
-    let equal = selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten().map(|(key, value)| {
-        let values = vec![value.as_str().unwrap_or_default().to_owned()];
-        Requirement { key: key.clone(), operator: Operator::In(values) }
-    });
+    let equal =
+        selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten().map(|(key, value)| {
+            let values = vec![value.as_str().unwrap_or_default().to_owned()];
+            Requirement { key: key.clone(), operator: Operator::In(values) }
+        });
     let expressions = selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten();
     equal.chain(expressions.filter_map(expression)).all(|requirement| requirement.matches(object))
 }
@@ -266,7 +255,17 @@ mod tests {
 
     #[test]
     fn label_operators() {
-        for yes in ["app=web", "app==web", "app!=db", "app in (web,db)", "app notin (db), tier", "!x", "n>4", "n<6", "x notin (a)"] {
+        for yes in [
+            "app=web",
+            "app==web",
+            "app!=db",
+            "app in (web,db)",
+            "app notin (db), tier",
+            "!x",
+            "n>4",
+            "n<6",
+            "x notin (a)",
+        ] {
             assert!(labels(yes), "{yes}");
         }
         for no in ["app=db", "app!=web", "app in (db)", "x", "!app", "n>5", "x in (a)"] {
@@ -284,7 +283,11 @@ mod tests {
     #[test]
     fn absent_fields_compare_as_empty() {
         let pod = json!({"spec": {}, "status": {"phase": "Running"}});
-        let term = |path: &str, value: &str| FieldTerm { path: path.into(), value: value.into(), sense: Sense::Equal };
+        let term = |path: &str, value: &str| FieldTerm {
+            path: path.into(),
+            value: value.into(),
+            sense: Sense::Equal,
+        };
         assert!(term("spec.nodeName", "").matches(&pod));
         assert!(term("status.phase", "Running").matches(&pod));
         assert!(term("spec.hostNetwork", "false").matches(&pod));

@@ -89,15 +89,13 @@ impl ApiError {
             "{} {name:?} already exists, the server was not able to generate a unique name for the object",
             kind.group_resource()
         );
-        let mut error =
-            Self::new(StatusCode::CONFLICT, "AlreadyExists", message).with_object(kind, name);
+        let mut error = Self::new(StatusCode::CONFLICT, "AlreadyExists", message).with_object(kind, name);
         error.retry_after_seconds = Some(1);
         error
     }
 
     pub fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
-        let message =
-            format!("Operation cannot be fulfilled on {} {name:?}: {why}", kind.group_resource());
+        let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", kind.group_resource());
         Self::new(StatusCode::CONFLICT, "Conflict", message).with_object(kind, name)
     }
 

@@ -152,11 +152,8 @@ impl State {
         for port in &held.ports {
             *self.ports.entry(*port).or_default() += 1;
         }
-        let before = if held == Held::default() {
-            self.stored.remove(&key)
-        } else {
-            self.stored.insert(key, held)
-        };
+        let before =
+            if held == Held::default() { self.stored.remove(&key) } else { self.stored.insert(key, held) };
         let before = before.unwrap_or_default();
         for address in &before.addresses {
             decrement(&mut self.addresses, address);
@@ -177,12 +174,16 @@ fn decrement<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
 }
 
 fn held(service: &Value) -> Held {
-    let list = |pointer: &str| service.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default();
+    let list =
+        |pointer: &str| service.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default();
     let addresses = list("/spec/clusterIPs");
     let addresses = addresses.iter().filter_map(|ip| ip.as_str()?.parse().ok()).collect();
     let number = |value: Option<&Value>| value.and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok());
-    let mut ports: Vec<u16> =
-        list("/spec/ports").iter().filter_map(|port| number(port.get("nodePort"))).filter(|p| *p != 0).collect();
+    let mut ports: Vec<u16> = list("/spec/ports")
+        .iter()
+        .filter_map(|port| number(port.get("nodePort")))
+        .filter(|p| *p != 0)
+        .collect();
     ports.extend(number(service.pointer("/spec/healthCheckNodePort")).filter(|p| *p != 0));
     Held { addresses, ports }
 }

@@ -13,7 +13,8 @@ pub fn check(api: &Api, call: &Call, target: &Target, old: Option<&Value>, new: 
     match target.kind.plural.as_str() {
         "roles" | "clusterroles" => {
             let unchanged = old.is_some_and(|old| {
-                old.get("rules") == new.get("rules") && old.get("aggregationRule") == new.get("aggregationRule")
+                old.get("rules") == new.get("rules")
+                    && old.get("aggregationRule") == new.get("aggregationRule")
             });
             if unchanged || may(api, call, target, "escalate", &target.kind.plural, name_of(new)) {
                 return Ok(());
@@ -23,7 +24,10 @@ pub fn check(api: &Api, call: &Call, target: &Target, old: Option<&Value>, new: 
         "rolebindings" | "clusterrolebindings" => {
             let unchanged = old.is_some_and(|old| old.get("subjects") == new.get("subjects"));
             let text = |field: &str| {
-                new.get("roleRef").and_then(|role| role.get(field)).and_then(Value::as_str).unwrap_or_default()
+                new.get("roleRef")
+                    .and_then(|role| role.get(field))
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
             };
             let plural = if text("kind") == "ClusterRole" { "clusterroles" } else { "roles" };
             if unchanged || may(api, call, target, "bind", plural, text("name")) {

@@ -16,11 +16,8 @@ pub fn check_open(api: &Api, target: &Target, object: &Value) -> Result<()> {
     let Some(namespace) = &target.namespace else { return Ok(()) };
     let latest = api.store.latest(&Key::new(&Resource::new("", "namespaces"), None, namespace));
     let Some(latest) = latest else {
-        let mut error = ApiError::new(
-            StatusCode::NOT_FOUND,
-            "NotFound",
-            format!("namespaces {namespace:?} not found"),
-        );
+        let mut error =
+            ApiError::new(StatusCode::NOT_FOUND, "NotFound", format!("namespaces {namespace:?} not found"));
         error.details = Some(json!({"name": namespace, "kind": "namespaces"}));
         return Err(error);
     };
@@ -28,9 +25,7 @@ pub fn check_open(api: &Api, target: &Target, object: &Value) -> Result<()> {
         return Ok(());
     }
     let name = meta::text(object, "name");
-    let why = format!(
-        "unable to create new content in namespace {namespace} because it is being terminated"
-    );
+    let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
     let mut error = ApiError::object_forbidden(&target.kind, name, &why);
     if let Some(details) = &mut error.details {
         details["causes"] = json!([{

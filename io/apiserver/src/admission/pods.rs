@@ -8,7 +8,8 @@ pub(super) fn create(pod: &mut Value) {
     let class = quality_of_service(pod);
     pod["status"] = json!({"phase": "Pending", "qosClass": class});
     if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
-        let named = spec.get("serviceAccountName").and_then(Value::as_str).is_some_and(|name| !name.is_empty());
+        let named =
+            spec.get("serviceAccountName").and_then(Value::as_str).is_some_and(|name| !name.is_empty());
         if !named {
             spec.insert("serviceAccountName".into(), "default".into());
             spec.insert("serviceAccount".into(), "default".into());
@@ -19,17 +20,15 @@ pub(super) fn create(pod: &mut Value) {
 /// Guaranteed when every container limits cpu and memory to its requests, BestEffort when none asks for anything.
 fn quality_of_service(pod: &Value) -> &'static str {
     let lists = ["/spec/containers", "/spec/initContainers"];
-    let containers: Vec<&Value> = lists
-        .iter()
-        .filter_map(|pointer| pod.pointer(pointer).and_then(Value::as_array))
-        .flatten()
-        .collect();
+    let containers: Vec<&Value> =
+        lists.iter().filter_map(|pointer| pod.pointer(pointer).and_then(Value::as_array)).flatten().collect();
     let amount = |container: &Value, which: &str, resource: &str| {
         container.pointer(&format!("/resources/{which}/{resource}")).cloned()
     };
     let asks = |container: &&Value| {
         RESOURCES.iter().any(|resource| {
-            amount(container, "requests", resource).is_some() || amount(container, "limits", resource).is_some()
+            amount(container, "requests", resource).is_some()
+                || amount(container, "limits", resource).is_some()
         })
     };
     let bound = |container: &Value| {

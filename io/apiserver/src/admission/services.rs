@@ -113,7 +113,8 @@ fn inherit(old: &Value, new: &mut Value) {
     if wants_node_ports(new) {
         let known = old.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
         for port in ports_mut(new) {
-            let same = |other: &&Value| other["port"] == port["port"] && other["protocol"] == port["protocol"];
+            let same =
+                |other: &&Value| other["port"] == port["port"] && other["protocol"] == port["protocol"];
             if let (None, Some(before)) = (node_port(port), known.iter().find(same).and_then(node_port)) {
                 port["nodePort"] = before.into();
             }
@@ -193,13 +194,19 @@ fn families(
 ) -> std::result::Result<Vec<Family>, FieldError> {
     let named = strings(service, "ipFamilies");
     let mut families: Vec<Family> = named.iter().filter_map(|name| Family::parse(name)).collect();
-    let of_addresses: Vec<Family> = requested.iter().filter_map(|ip| Some(Family::of(ip.parse().ok()?))).collect();
+    let of_addresses: Vec<Family> =
+        requested.iter().filter_map(|ip| Some(Family::of(ip.parse().ok()?))).collect();
     for (at, family) in of_addresses.iter().enumerate() {
         match families.get(at) {
             None => families.push(*family),
             Some(stated) if stated != family => {
-                let error = format!("expected an {} value as indicated by `ipFamilies[{at}]`", stated.as_str());
-                return Err(FieldError::invalid(format!("spec.clusterIPs[{at}]"), &json!(requested[at]), error));
+                let error =
+                    format!("expected an {} value as indicated by `ipFamilies[{at}]`", stated.as_str());
+                return Err(FieldError::invalid(
+                    format!("spec.clusterIPs[{at}]"),
+                    &json!(requested[at]),
+                    error,
+                ));
             }
             Some(_) => {}
         }
@@ -211,7 +218,11 @@ fn families(
     for (at, family) in families.iter().enumerate() {
         if !available.contains(family) {
             let error = "not configured on this cluster";
-            return Err(FieldError::invalid(format!("spec.ipFamilies[{at}]"), &json!(family.as_str()), error));
+            return Err(FieldError::invalid(
+                format!("spec.ipFamilies[{at}]"),
+                &json!(family.as_str()),
+                error,
+            ));
         }
     }
     let policy = policy(service, requested, families.len());
@@ -300,7 +311,11 @@ fn claim_address(
         FieldError::invalid("spec.clusterIPs", &json!([wanted]), error)
     };
     let address: IpAddr = wanted.parse().map_err(|_| {
-        FieldError::invalid("spec.clusterIPs[0]", &json!(wanted), "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
+        FieldError::invalid(
+            "spec.clusterIPs[0]",
+            &json!(wanted),
+            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        )
     })?;
     if !range.contains(&address) || address == range.network() || is_broadcast(range, address) {
         return Err(refuse(format!(
@@ -324,12 +339,15 @@ fn pick_address(claims: &Claims<'_>, range: &IpNet) -> Option<IpAddr> {
     let last = (1u64 << bits) - if matches!(range, IpNet::V4(_)) { 2 } else { 1 };
     let band = (last / 16).clamp(16.min(last / 2), 256);
     let candidate = |offset: u64| match range {
-        IpNet::V4(net) => u32::try_from(offset).ok().map(|n| IpAddr::from((u32::from(net.network()) + n).to_be_bytes())),
+        IpNet::V4(net) => {
+            u32::try_from(offset).ok().map(|n| IpAddr::from((u32::from(net.network()) + n).to_be_bytes()))
+        }
         IpNet::V6(net) => Some(IpAddr::from((u128::from(net.network()) + u128::from(offset)).to_be_bytes())),
     };
     let free = |offset: &u64| candidate(*offset).is_some_and(|address| claims.is_address_free(address));
     let start = band + 1 + u64::from(u32::from_le_bytes(meta::random_bytes())) % (last - band).max(1);
-    let found = (start..=last).find(free).or_else(|| (band + 1..start).find(free)).or_else(|| (1..=band).find(free));
+    let found =
+        (start..=last).find(free).or_else(|| (band + 1..start).find(free)).or_else(|| (1..=band).find(free));
     found.and_then(candidate)
 }
 
@@ -374,7 +392,9 @@ fn complete_ports(
         }
         let number = match node_port(port) {
             Some(number) => {
-                let shared = taken.iter().any(|(other, _, protocol)| *other == number && *protocol != port["protocol"]);
+                let shared = taken
+                    .iter()
+                    .any(|(other, _, protocol)| *other == number && *protocol != port["protocol"]);
                 if !held.contains(&number) && !shared {
                     claim_port(claims, number, at)?;
                 }

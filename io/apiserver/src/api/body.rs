@@ -6,8 +6,9 @@ use super::Call;
 use crate::kinds::Kind;
 use crate::schema;
 use crate::status::{ApiError, Result};
+use crate::wire;
 
-const ACCEPTED: &str = "application/json, application/yaml";
+const ACCEPTED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 /// What to do about fields the schema does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,9 @@ pub fn parse(call: &Call) -> Result<Value> {
     match media_type(&call.content_type) {
         "" | "application/json" => from_json(&call.body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => from_yaml(&call.body),
+        "application/vnd.kubernetes.protobuf" => {
+            wire::decode(&call.body).map_err(|error| ApiError::bad_request(error.to_string()))
+        }
         _ => Err(ApiError::unsupported_media_type(ACCEPTED)),
     }
 }
@@ -100,13 +104,18 @@ fn check_kind(object: &Value, kind: &Kind) -> Result<()> {
     let text = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
     let (api_version, found) = (text("apiVersion"), text("kind"));
     if !object.is_object() {
-        return Err(ApiError::bad_request("couldn't get version/kind; json parse error: the body is not an object"));
+        return Err(ApiError::bad_request(
+            "couldn't get version/kind; json parse error: the body is not an object",
+        ));
     }
     if found.is_empty() {
         return Err(ApiError::bad_request(format!("Object 'Kind' is missing in '{}'", shortened(object))));
     }
     if api_version.is_empty() {
-        return Err(ApiError::bad_request(format!("Object 'apiVersion' is missing in '{}'", shortened(object))));
+        return Err(ApiError::bad_request(format!(
+            "Object 'apiVersion' is missing in '{}'",
+            shortened(object)
+        )));
     }
     if api_version != kind.api_version() || found != kind.kind {
         return Err(ApiError::bad_request(format!(

@@ -88,19 +88,20 @@ async fn create_named(
     if call.dry_run()? == DryRun::All {
         return Ok(std::sync::Arc::new(Entry::new(store::Revision::default(), std::sync::Arc::new(stored))));
     }
-    let entry = api.store.write(key.clone(), Expected::Absent, Change::Put(stored)).await.map_err(|error| {
-        match error {
+    let entry = api.store.write(key.clone(), Expected::Absent, Change::Put(stored)).await.map_err(
+        |error| match error {
             store::Error::Exists(_) => ApiError::already_exists(kind, key.name()),
             other => other.into(),
-        }
-    })?;
+        },
+    )?;
     Ok(entry)
 }
 
 /// Status is the controllers' word: clients cannot create it, except where the kind is reported whole.
 fn drop_status(kind: &Kind, object: &mut Value) {
     let reported_whole = kind.group.is_empty() && kind.plural == "nodes";
-    if kind.status && !reported_whole
+    if kind.status
+        && !reported_whole
         && let Some(fields) = object.as_object_mut()
     {
         fields.remove("status");

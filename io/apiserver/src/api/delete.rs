@@ -48,11 +48,15 @@ impl Options {
             None => query_grace(call)?,
         };
         if grace_seconds.is_some_and(|seconds| seconds < 0) {
-            return Err(ApiError::bad_request("gracePeriodSeconds: Invalid value: must be greater than or equal to 0"));
+            return Err(ApiError::bad_request(
+                "gracePeriodSeconds: Invalid value: must be greater than or equal to 0",
+            ));
         }
-        let propagation = text("/propagationPolicy").or(call.query.get("propagationPolicy").map(str::to_owned));
+        let propagation =
+            text("/propagationPolicy").or(call.query.get("propagationPolicy").map(str::to_owned));
         let orphan = object.get("orphanDependents").and_then(Value::as_bool);
-        let body_dry_run = object.get("dryRun").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+        let body_dry_run =
+            object.get("dryRun").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
         Ok(Self {
             grace_seconds,
             propagation: parse_propagation(propagation.as_deref(), orphan)?,
@@ -65,7 +69,8 @@ impl Options {
 
 fn query_grace(call: &Call) -> Result<Option<i64>> {
     let parse = |text: &str| {
-        text.parse().map_err(|_| ApiError::bad_request(format!("gracePeriodSeconds: Invalid value: {text:?}")))
+        text.parse()
+            .map_err(|_| ApiError::bad_request(format!("gracePeriodSeconds: Invalid value: {text:?}")))
     };
     call.query.get("gracePeriodSeconds").map(parse).transpose()
 }
@@ -88,9 +93,7 @@ pub async fn delete(api: &Api, call: &Call, target: &Target) -> Result<Reply> {
     let options = Options::parse(call)?;
     let outcome = delete_object(api, target, &options).await?;
     match outcome {
-        Outcome::Marked(entry) => {
-            read::object_reply(api, call, &target.kind, &entry, StatusCode::OK)
-        }
+        Outcome::Marked(entry) => read::object_reply(api, call, &target.kind, &entry, StatusCode::OK),
         Outcome::Gone(entry) if returns_object(&target.kind) => {
             read::object_reply(api, call, &target.kind, &entry, StatusCode::OK)
         }
@@ -107,8 +110,13 @@ fn returns_object(kind: &Kind) -> bool {
     kind.group.is_empty()
         && matches!(
             kind.plural.as_str(),
-            "pods" | "services" | "serviceaccounts" | "persistentvolumes" | "persistentvolumeclaims"
-                | "podtemplates" | "resourcequotas"
+            "pods"
+                | "services"
+                | "serviceaccounts"
+                | "persistentvolumes"
+                | "persistentvolumeclaims"
+                | "podtemplates"
+                | "resourcequotas"
         )
 }
 
@@ -184,9 +192,7 @@ fn entry_of(latest: &Latest) -> Arc<Entry> {
 fn check_preconditions(target: &Target, latest: &Latest, options: &Options) -> Result<()> {
     let uid = meta::text(&latest.value, "uid");
     if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
-        let why = format!(
-            "Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}"
-        );
+        let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
         return Err(ApiError::conflict(&target.kind, &target.name, &why));
     }
     let revision = latest.revision.to_string();
@@ -204,7 +210,11 @@ fn check_protected(target: &Target) -> Result<()> {
     let is_namespace = target.kind.group.is_empty() && target.kind.plural == "namespaces";
     let protected = ["default", "kube-system", "kube-public"];
     if is_namespace && protected.contains(&target.name.as_str()) {
-        return Err(ApiError::object_forbidden(&target.kind, &target.name, "this namespace may not be deleted"));
+        return Err(ApiError::object_forbidden(
+            &target.kind,
+            &target.name,
+            "this namespace may not be deleted",
+        ));
     }
     Ok(())
 }
@@ -221,7 +231,8 @@ fn next_step(target: &Target, old: &Value, options: &Options, now: Timestamp) ->
         return Ok(Step::Remove(new));
     }
     let at = now.checked_add(SignedDuration::from_secs(grace)).map_err(|_| {
-        let error = FieldError::invalid("gracePeriodSeconds", &Value::from(grace), "is too far in the future");
+        let error =
+            FieldError::invalid("gracePeriodSeconds", &Value::from(grace), "is too far in the future");
         ApiError::invalid(&target.kind, &target.name, &[error])
     })?;
     let metadata = meta::metadata(&mut new);
@@ -278,8 +289,11 @@ fn set_propagation_finalizer(object: &mut Value, propagation: Option<Propagation
         Some(Propagation::Orphan) => Some(ORPHAN),
     };
     let before = meta::finalizers(object);
-    let mut finalizers: Vec<String> =
-        before.iter().filter(|name| **name != FOREGROUND && **name != ORPHAN).map(|name| (*name).to_owned()).collect();
+    let mut finalizers: Vec<String> = before
+        .iter()
+        .filter(|name| **name != FOREGROUND && **name != ORPHAN)
+        .map(|name| (*name).to_owned())
+        .collect();
     finalizers.extend(wanted.map(str::to_owned));
     if finalizers.iter().map(String::as_str).eq(before.iter().copied()) {
         return;

@@ -52,12 +52,21 @@ pub async fn forward(
 async fn connect(api: &Api, node: &str) -> Result<UnixStream> {
     let path = api.kubelet_sockets.of(node);
     UnixStream::connect(&path).await.map_err(|error| {
-        ApiError::internal(format!("error dialing the kubelet of node {node:?} at {}: {error}", path.display()))
+        ApiError::internal(format!(
+            "error dialing the kubelet of node {node:?} at {}: {error}",
+            path.display()
+        ))
     })
 }
 
 /// The path the real kubelet serves this under.
-fn kubelet_uri(pod: &Value, target: &Target, subresource: &str, query: &Query, original: &Uri) -> Result<Uri> {
+fn kubelet_uri(
+    pod: &Value,
+    target: &Target,
+    subresource: &str,
+    query: &Query,
+    original: &Uri,
+) -> Result<Uri> {
     let namespace = target.namespace.as_deref().unwrap_or_default();
     let name = &target.name;
     let path = match subresource {
@@ -102,7 +111,8 @@ fn container(pod: &Value, name: &str, query: &Query) -> Result<String> {
         let list = pod.pointer("/spec").and_then(|spec| spec.get(field)).and_then(Value::as_array);
         list.into_iter().flatten().filter_map(|c| c.get("name")?.as_str()).map(str::to_owned).collect()
     };
-    let (main, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    let (main, init, ephemeral) =
+        (names("containers"), names("initContainers"), names("ephemeralContainers"));
     if let Some(wanted) = query.get("container") {
         let known = main.iter().chain(&init).chain(&ephemeral).any(|own| own == wanted);
         return if known {
@@ -116,7 +126,11 @@ fn container(pod: &Value, name: &str, query: &Query) -> Result<String> {
         _ => Err(ApiError::bad_request(format!(
             "a container name must be specified for pod {name}, choose one of: [{}]{}",
             main.join(" "),
-            if init.is_empty() { String::new() } else { format!(" or one of the init containers: [{}]", init.join(" ")) }
+            if init.is_empty() {
+                String::new()
+            } else {
+                format!(" or one of the init containers: [{}]", init.join(" "))
+            }
         ))),
     }
 }

@@ -63,7 +63,9 @@ pub fn match_target(target: &Target, object: &mut Value) -> Result<()> {
             metadata(object).insert("namespace".into(), expected.clone().into());
         }
         None if kind.namespaced => {
-            return Err(ApiError::bad_request("the server could not find the requested resource: namespace missing"));
+            return Err(ApiError::bad_request(
+                "the server could not find the requested resource: namespace missing",
+            ));
         }
         None => {
             metadata(object).remove("namespace");
@@ -78,7 +80,9 @@ pub fn initialise(kind: &Kind, object: &mut Value, now: Timestamp) -> Result<()>
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
     }
     let metadata = metadata(object);
-    for field in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+    for field in
+        ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"]
+    {
         metadata.remove(field);
     }
     metadata.insert("uid".into(), new_uid().into());

@@ -128,7 +128,8 @@ pub async fn list(api: &Api, call: &Call, target: &Target) -> Result<Reply> {
             Ok(reply::json_bytes(StatusCode::OK, join_items(kind, &list_meta, &page.items)))
         }
         shape => {
-            let items: Vec<Value> = page.items.iter().map(|entry| api.to_served(kind, &entry.value)).collect();
+            let items: Vec<Value> =
+                page.items.iter().map(|entry| api.to_served(kind, &entry.value)).collect();
             let body = match shape {
                 Shape::Table => table(api, call, kind, &items, list_meta, tables::Columns::Show),
                 Shape::Metadata => json!({
@@ -202,12 +203,7 @@ fn parse_continue(token: &str) -> Result<(Revision, String)> {
     parsed.ok_or_else(|| ApiError::bad_request("continue key is not valid: the token cannot be read"))
 }
 
-fn listing(
-    api: &Api,
-    call: &Call,
-    target: &Target,
-    resumed: Option<&(Revision, String)>,
-) -> Result<Listing> {
+fn listing(api: &Api, call: &Call, target: &Target, resumed: Option<&(Revision, String)>) -> Result<Listing> {
     let resource = api.resource(&target.kind);
     let namespace = target.namespace.as_deref();
     let exact = call.query.get("resourceVersionMatch");

@@ -49,7 +49,9 @@ pub async fn answer(api: &Api, call: &mut Call, target: &Target) -> Result<Reply
 
 fn access(api: &Api, user: &User, review: &Value) -> Result<Value> {
     let attributes = attributes(review).ok_or_else(|| {
-        ApiError::bad_request("spec: exactly one of resourceAttributes or nonResourceAttributes must be given")
+        ApiError::bad_request(
+            "spec: exactly one of resourceAttributes or nonResourceAttributes must be given",
+        )
     })?;
     let allowed = api.rbac.allows(user, &attributes);
     Ok(if allowed { json!({"allowed": true}) } else { json!({"allowed": false}) })
@@ -174,7 +176,10 @@ fn bound(api: &Api, target: &Target, request: &Value) -> Result<Option<(String, 
         "Pod" => "pods",
         "Secret" => "secrets",
         other => {
-            return Err(ApiError::bad_request(format!("cannot bind token for serviceaccount {:?} to object kind {other:?}", target.name)));
+            return Err(ApiError::bad_request(format!(
+                "cannot bind token for serviceaccount {:?} to object kind {other:?}",
+                target.name
+            )));
         }
     };
     let key = Key::new(&Resource::new("", plural), target.namespace.as_deref(), text("name"));

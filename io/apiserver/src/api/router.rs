@@ -90,9 +90,10 @@ fn plain_path(api: &Api, request: Request<Incoming>, user: User, path: &str) -> 
 }
 
 fn root_paths(api: &Api) -> serde_json::Value {
-    let mut paths: Vec<String> = ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
-        .map(str::to_owned)
-        .into();
+    let mut paths: Vec<String> =
+        ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+            .map(str::to_owned)
+            .into();
     for kind in api.registry.all() {
         let path = format!("/{}", kind.root_path());
         if !paths.contains(&path) {
@@ -202,7 +203,11 @@ async fn call(user: User, query: Query, request: Request<Incoming>) -> Result<Ca
     let body = Limited::new(body, MAX_BODY).collect().await.map_err(|error| {
         if error.downcast_ref::<LengthLimitError>().is_some() {
             let message = format!("limit is {MAX_BODY}");
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", format!("Request entity too large: {message}"))
+            ApiError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "RequestEntityTooLarge",
+                format!("Request entity too large: {message}"),
+            )
         } else {
             ApiError::bad_request(format!("unable to read the body: {error}"))
         }
@@ -244,7 +249,8 @@ async fn object_request(api: &Arc<Api>, call: &mut Call, verb: Verb, target: Tar
         return reviews::answer(api, call, &target).await;
     }
     // Creating needs a place; reading and deleting may span all of them.
-    if kind.namespaced && target.namespace.is_none() && matches!(verb, Verb::Create | Verb::DeleteCollection) {
+    if kind.namespaced && target.namespace.is_none() && matches!(verb, Verb::Create | Verb::DeleteCollection)
+    {
         return Err(ApiError::method_not_allowed());
     }
     if let Some(warning) = &kind.deprecation {

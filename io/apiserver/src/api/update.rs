@@ -50,8 +50,11 @@ pub async fn replace(api: &Api, call: &mut Call, target: &Target, part: Part) ->
     meta::match_target(target, &mut object)?;
     let needs_revision = target.kind.is_custom() && part == Part::Main;
     if needs_revision && meta::text(&object, "resourceVersion").is_empty() {
-        let error =
-            FieldError::invalid("metadata.resourceVersion", &Value::from(0), "must be specified for an update");
+        let error = FieldError::invalid(
+            "metadata.resourceVersion",
+            &Value::from(0),
+            "must be specified for an update",
+        );
         return Err(ApiError::invalid(&target.kind, &target.name, &[error]));
     }
     let entry = modify(api, call, target, part, |_, _| Ok(Draft::Written(object.clone()))).await?;
@@ -193,8 +196,7 @@ pub async fn modify(
 ) -> Result<Arc<Entry>> {
     let key = api.key(target);
     for _ in 0..ATTEMPTS {
-        let latest =
-            api.store.latest(&key).ok_or_else(|| ApiError::not_found(&target.kind, &target.name))?;
+        let latest = api.store.latest(&key).ok_or_else(|| ApiError::not_found(&target.kind, &target.name))?;
         let old = api.to_served(&target.kind, &latest.value);
         let draft = change(call, &old)?;
         let prepared = prepare(api, call, target, part, &latest, &old, draft)?;

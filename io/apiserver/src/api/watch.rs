@@ -84,7 +84,9 @@ fn lifetime(query: &Query) -> Result<Duration> {
             Ok(Duration::from_secs(SHORTEST_DEFAULT_SECONDS + jitter))
         }
         Some(Ok(seconds)) => Ok(Duration::from_secs(seconds)),
-        Some(Err(_)) => Err(ApiError::bad_request("timeoutSeconds: Invalid value: must be a non-negative integer")),
+        Some(Err(_)) => {
+            Err(ApiError::bad_request("timeoutSeconds: Invalid value: must be a non-negative integer"))
+        }
     }
 }
 
@@ -213,7 +215,8 @@ impl Session {
             (true, false) if event.kind == EventKind::Deleted => Some(self.line("DELETED", &event.entry)),
             (true, false) => {
                 let mut last = event.previous.as_ref()?.value.as_ref().clone();
-                meta::metadata(&mut last).insert("resourceVersion".into(), event.revision().to_string().into());
+                meta::metadata(&mut last)
+                    .insert("resourceVersion".into(), event.revision().to_string().into());
                 let last = Entry::new(event.revision(), Arc::new(last));
                 Some(self.line("DELETED", &last))
             }

@@ -32,9 +32,7 @@ pub(crate) fn diff(schema: &Schema, old: &Value, new: &Value) -> Difference {
         (Value::Object(old), Value::Object(new)) if !schema.is_atomic_map() => diff_maps(schema, old, new),
         (Value::Array(old), Value::Array(new)) => match schema.list_type() {
             ListType::Atomic => Difference::written(FieldSet::leaf()),
-            ListType::Set => {
-                diff_items(schema, by(old, Element::value), by(new, Element::value))
-            }
+            ListType::Set => diff_items(schema, by(old, Element::value), by(new, Element::value)),
             ListType::Map(keys) => {
                 let key = |item: &Value| Element::key(schema, &keys, item);
                 diff_items(&schema.items(), by(old, key), by(new, key))
@@ -64,11 +62,7 @@ fn by<'a>(items: &'a [Value], element: impl Fn(&Value) -> Element) -> BTreeMap<E
     items.iter().map(|item| (element(item), item)).collect()
 }
 
-fn diff_items(
-    schema: &Schema,
-    old: BTreeMap<Element, &Value>,
-    new: BTreeMap<Element, &Value>,
-) -> Difference {
+fn diff_items(schema: &Schema, old: BTreeMap<Element, &Value>, new: BTreeMap<Element, &Value>) -> Difference {
     let whole = |value: &Value| {
         let mut fields = collect(schema, value);
         fields.owned = true;

@@ -44,7 +44,9 @@ impl Element {
 
     fn parse(text: &str) -> Self {
         let Some(json) = text.strip_prefix("k:") else { return Self(text.to_owned()) };
-        let Ok(Value::Object(parts)) = serde_json::from_str::<Value>(json) else { return Self(text.to_owned()) };
+        let Ok(Value::Object(parts)) = serde_json::from_str::<Value>(json) else {
+            return Self(text.to_owned());
+        };
         let sorted: BTreeMap<String, Value> = parts.into_iter().collect();
         Self(format!("k:{}", Value::Object(sorted.into_iter().collect())))
     }
@@ -96,7 +98,8 @@ impl FieldSet {
     pub(crate) fn difference(&self, other: &Self) -> Self {
         let mut left = Self { owned: self.owned && !other.owned, children: BTreeMap::new() };
         for (element, own) in &self.children {
-            let rest = other.children.get(element).map_or_else(|| own.clone(), |theirs| own.difference(theirs));
+            let rest =
+                other.children.get(element).map_or_else(|| own.clone(), |theirs| own.difference(theirs));
             left.insert(element.clone(), rest);
         }
         left

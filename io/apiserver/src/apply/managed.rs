@@ -128,10 +128,10 @@ impl Managers {
     }
 
     pub(super) fn conflicts(&self, written: &FieldSet) -> Vec<Conflict> {
-        let lost = self.0.iter().map(|record| Conflict {
-            with: record.describe(),
-            fields: record.fields.intersection(written),
-        });
+        let lost = self
+            .0
+            .iter()
+            .map(|record| Conflict { with: record.describe(), fields: record.fields.intersection(written) });
         lost.filter(|conflict| !conflict.fields.is_empty()).collect()
     }
 

@@ -31,7 +31,13 @@ pub struct Applied {
 }
 
 /// Merges `config` into `live` for one manager.
-pub fn apply(kind: &Kind, live: &Value, config: &Value, request: &Request<'_>, now: Timestamp) -> Result<Applied> {
+pub fn apply(
+    kind: &Kind,
+    live: &Value,
+    config: &Value,
+    request: &Request<'_>,
+    now: Timestamp,
+) -> Result<Applied> {
     let root = schema::root(kind);
     let mut managers = Managers::of(live);
     let wanted = fields::collect(&root, &managed::tracked(kind, config, request.subresource));

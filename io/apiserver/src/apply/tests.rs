@@ -23,7 +23,9 @@ fn applied(live: &Value, config: &Value, manager: &str) -> Value {
 
 fn owners(object: &Value) -> Vec<(String, Value)> {
     let list = object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
-    list.into_iter().map(|entry| (entry["manager"].as_str().unwrap().to_owned(), entry["fieldsV1"].clone())).collect()
+    list.into_iter()
+        .map(|entry| (entry["manager"].as_str().unwrap().to_owned(), entry["fieldsV1"].clone()))
+        .collect()
 }
 
 fn container(name: &str, image: &str) -> Value {
@@ -59,8 +61,12 @@ fn changing_anothers_field_conflicts_unless_forced() {
     let wanted = base(json!({"replicas": 5}));
     let error = apply(&deployment(), &live, &wanted, &request("two", false), Timestamp::now()).unwrap_err();
     assert_eq!(error.reason, "Conflict");
-    assert_eq!(error.message, "Apply failed with 1 conflict: conflict with \"one\" using apps/v1: .spec.replicas");
-    let forced = apply(&deployment(), &live, &wanted, &request("two", true), Timestamp::now()).unwrap().object;
+    assert_eq!(
+        error.message,
+        "Apply failed with 1 conflict: conflict with \"one\" using apps/v1: .spec.replicas"
+    );
+    let forced =
+        apply(&deployment(), &live, &wanted, &request("two", true), Timestamp::now()).unwrap().object;
     assert_eq!(forced["spec"]["replicas"], 5);
     assert_eq!(owners(&forced), [("two".to_owned(), json!({"f:spec": {"f:replicas": {}}}))]);
 }
@@ -88,9 +94,8 @@ fn updates_take_fields_over_and_are_conflicted_with() {
 
 #[test]
 fn ports_are_told_apart_by_port_and_protocol_with_its_default() {
-    let ports = |list: Value| {
-        base(json!({"template": {"spec": {"containers": [{"name": "a", "ports": list}]}}}))
-    };
+    let ports =
+        |list: Value| base(json!({"template": {"spec": {"containers": [{"name": "a", "ports": list}]}}}));
     let live = applied(&base(json!({})), &ports(json!([{"containerPort": 53}])), "one");
     let live = applied(&live, &ports(json!([{"containerPort": 53, "protocol": "UDP"}])), "two");
     let list = live["spec"]["template"]["spec"]["containers"][0]["ports"].as_array().unwrap().clone();

@@ -69,7 +69,11 @@ impl Authenticator {
     }
 
     /// A bearer token goes before a certificate; neither is 401.
-    pub fn authenticate(&self, headers: &HeaderMap, certificate: Option<&CertificateDer<'_>>) -> Result<User> {
+    pub fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&CertificateDer<'_>>,
+    ) -> Result<User> {
         if let Some(header) = headers.get(AUTHORIZATION) {
             let token = header.to_str().ok().and_then(bearer).ok_or_else(ApiError::unauthorized)?;
             return self.check_token(token, &[]).map(|(user, _)| user).map_err(|reason| {
@@ -102,7 +106,9 @@ impl Authenticator {
         let exists = |plural: &str, name: &str, uid: &str| {
             let key = Key::new(&Resource::new("", plural), Some(&claims.namespace), name);
             let found = self.store.get(&key);
-            found.is_some_and(|entry| entry.value.pointer("/metadata/uid").and_then(Value::as_str) == Some(uid))
+            found.is_some_and(|entry| {
+                entry.value.pointer("/metadata/uid").and_then(Value::as_str) == Some(uid)
+            })
         };
         if !exists("serviceaccounts", &claims.service_account, &claims.service_account_uid) {
             return Err(format!(
@@ -143,10 +149,7 @@ fn service_account_groups(namespace: &str) -> Vec<String> {
 
 fn token_extra(claims: &Claims) -> BTreeMap<String, Vec<String>> {
     let mut extra = BTreeMap::new();
-    extra.insert(
-        "authentication.kubernetes.io/credential-id".to_owned(),
-        vec![format!("JTI={}", claims.id)],
-    );
+    extra.insert("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={}", claims.id)]);
     if let Some((kind, name, uid)) = &claims.bound
         && kind == "Pod"
     {
@@ -169,11 +172,14 @@ pub fn impersonate(user: User, headers: &HeaderMap, rbac: &Rbac) -> Result<User>
         if groups.is_empty() && text("impersonate-uid").is_none() {
             return Ok(user);
         }
-        return Err(ApiError::internal("requested to impersonate groups or a uid without impersonating a user"));
+        return Err(ApiError::internal(
+            "requested to impersonate groups or a uid without impersonating a user",
+        ));
     };
     check_impersonation(&user, &name, &groups, rbac)?;
     let mut groups = groups;
-    if let Some((namespace, _)) = name.strip_prefix(SERVICE_ACCOUNT_PREFIX).and_then(|rest| rest.split_once(':'))
+    if let Some((namespace, _)) =
+        name.strip_prefix(SERVICE_ACCOUNT_PREFIX).and_then(|rest| rest.split_once(':'))
         && groups.is_empty()
     {
         groups = service_account_groups(namespace);
@@ -189,8 +195,9 @@ pub fn impersonate(user: User, headers: &HeaderMap, rbac: &Rbac) -> Result<User>
 fn check_impersonation(user: &User, name: &str, groups: &[String], rbac: &Rbac) -> Result<()> {
     let service_account = name.strip_prefix(SERVICE_ACCOUNT_PREFIX).and_then(|rest| rest.split_once(':'));
     let first = match service_account {
-        Some((namespace, name)) => Attributes::resource("impersonate", "", "serviceaccounts", name)
-            .in_namespace(Some(namespace)),
+        Some((namespace, name)) => {
+            Attributes::resource("impersonate", "", "serviceaccounts", name).in_namespace(Some(namespace))
+        }
         None => Attributes::resource("impersonate", "", "users", name),
     };
     let others = groups.iter().map(|group| Attributes::resource("impersonate", "", "groups", group));

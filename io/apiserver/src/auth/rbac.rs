@@ -135,9 +135,9 @@ impl Rule {
     fn covers_resource(&self, attributes: &Attributes) -> bool {
         let full = attributes.full_resource();
         let any_of = format!("*/{}", attributes.subresource);
-        self.resources.iter().any(|own| {
-            own == "*" || *own == full || (!attributes.subresource.is_empty() && *own == any_of)
-        })
+        self.resources
+            .iter()
+            .any(|own| own == "*" || *own == full || (!attributes.subresource.is_empty() && *own == any_of))
     }
 }
 
@@ -208,7 +208,8 @@ impl Rbac {
             return vec![resources, Rule { verbs: star.clone(), paths: star, ..Rule::default() }];
         }
         let index = self.index();
-        let grants = subjects(user).flat_map(|subject| index.grants.get(&subject).cloned().unwrap_or_default());
+        let grants =
+            subjects(user).flat_map(|subject| index.grants.get(&subject).cloned().unwrap_or_default());
         grants
             .filter(|grant| grant.namespace.as_deref().is_none_or(|own| own == namespace))
             .flat_map(|grant| grant.rules.as_ref().clone())
@@ -232,7 +233,8 @@ impl Rbac {
                 })
             })
         });
-        let mut paths = wanted.verbs.iter().flat_map(|verb| wanted.paths.iter().map(move |path| (verb, path)));
+        let mut paths =
+            wanted.verbs.iter().flat_map(|verb| wanted.paths.iter().map(move |path| (verb, path)));
         resources && paths.all(|(verb, path)| self.allows(user, &Attributes::path(verb, path)))
     }
 
@@ -330,8 +332,7 @@ mod tests {
     #[test]
     fn refusals_are_worded_as_upstream() {
         let user = User { name: "jane".into(), ..User::default() };
-        let attributes =
-            Attributes::resource("list", "apps", "deployments", "").in_namespace(Some("shop"));
+        let attributes = Attributes::resource("list", "apps", "deployments", "").in_namespace(Some("shop"));
         assert_eq!(
             attributes.refusal(&user).message,
             "deployments.apps is forbidden: User \"jane\" cannot list resource \"deployments\" in API group \"apps\" in the namespace \"shop\""

@@ -21,7 +21,9 @@ mod tests {
         };
         let mut bindings = 0;
         for object in &objects {
-            if let (Some(kind), Some(name)) = (object["roleRef"]["kind"].as_str(), object["roleRef"]["name"].as_str()) {
+            if let (Some(kind), Some(name)) =
+                (object["roleRef"]["kind"].as_str(), object["roleRef"]["name"].as_str())
+            {
                 assert!(named(kind, name), "{name}");
                 bindings += 1;
             }

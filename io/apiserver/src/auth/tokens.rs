@@ -183,7 +183,11 @@ fn public_key(pem: &str) -> Result<PublicKey, String> {
         .map_err(|e| format!("the public key is not PEM: {e}"))?;
     let (_, info) = SubjectPublicKeyInfo::from_der(&der).map_err(|e| format!("the public key: {e}"))?;
     let bits = info.subject_public_key.data.to_vec();
-    Ok(if info.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY { PublicKey::Ec(bits) } else { PublicKey::Rsa(bits) })
+    Ok(if info.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY {
+        PublicKey::Ec(bits)
+    } else {
+        PublicKey::Rsa(bits)
+    })
 }
 
 fn parse_claims(body: &Value) -> Result<Claims, String> {

@@ -40,8 +40,8 @@ pub struct NamespaceListener {
 pub fn tls(cert_pem: &str, key_pem: &str, client_ca_pem: &str) -> Result<TlsAcceptor, Error> {
     let failed = |what: &str, reason: String| Error::Tls { what: what.to_owned(), reason };
     let chain = certificates(cert_pem).map_err(|e| failed("server certificate", e))?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
-        .map_err(|e| failed("server key", e.to_string()))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| failed("server key", e.to_string()))?;
     let mut roots = RootCertStore::empty();
     for certificate in certificates(client_ca_pem).map_err(|e| failed("client CA", e))? {
         roots.add(certificate).map_err(|e| failed("client CA", e.to_string()))?;
@@ -62,8 +62,9 @@ pub fn tls(cert_pem: &str, key_pem: &str, client_ca_pem: &str) -> Result<TlsAcce
 }
 
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found: Vec<_> =
-        CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
+    let found: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|e| e.to_string())?;
     if found.is_empty() { Err("no certificate in the PEM text".into()) } else { Ok(found) }
 }
 

@@ -75,8 +75,11 @@ pub fn with_type(code: StatusCode, content_type: HeaderValue, body: Body) -> Rep
 /// A body that is produced while it is sent; ends when the sender is dropped.
 pub fn stream(content_type: &'static str) -> (mpsc::Sender<Bytes>, Reply) {
     let (sender, receiver) = mpsc::channel(16);
-    let reply =
-        with_type(StatusCode::OK, HeaderValue::from_static(content_type), ChannelBody(receiver).boxed_unsync());
+    let reply = with_type(
+        StatusCode::OK,
+        HeaderValue::from_static(content_type),
+        ChannelBody(receiver).boxed_unsync(),
+    );
     (sender, reply)
 }
 

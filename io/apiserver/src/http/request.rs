@@ -147,7 +147,9 @@ impl Verb {
     pub fn of(method: &Method, path: &ResourcePath, query: &Query) -> Option<Self> {
         let named = path.name.is_some();
         Some(match *method {
-            Method::GET | Method::HEAD if path.watch_prefix || (query.flag("watch") && path.subresource.is_none()) => {
+            Method::GET | Method::HEAD
+                if path.watch_prefix || (query.flag("watch") && path.subresource.is_none()) =>
+            {
                 Self::Watch
             }
             Method::GET | Method::HEAD if named => Self::Get,
@@ -203,9 +205,15 @@ mod tests {
     fn namespaces_are_objects_too() {
         assert_eq!(parse("/api/v1/namespaces/default").name.as_deref(), Some("default"));
         let finalize = parse("/api/v1/namespaces/default/finalize");
-        assert_eq!((finalize.plural.as_str(), finalize.subresource.as_deref()), ("namespaces", Some("finalize")));
+        assert_eq!(
+            (finalize.plural.as_str(), finalize.subresource.as_deref()),
+            ("namespaces", Some("finalize"))
+        );
         let status_named = parse("/apis/apps/v1/namespaces/status/deployments");
-        assert_eq!((status_named.namespace.as_deref(), status_named.plural.as_str()), (Some("status"), "deployments"));
+        assert_eq!(
+            (status_named.namespace.as_deref(), status_named.plural.as_str()),
+            (Some("status"), "deployments")
+        );
     }
 
     #[test]

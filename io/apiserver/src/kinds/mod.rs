@@ -255,3 +255,6 @@ impl State {
 fn key(group: &str, version: &str, name: &str) -> (String, String, String) {
     (group.to_owned(), version.to_owned(), name.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,7 +53,8 @@ impl OpenApi {
             "application/json" | "*/*" => Some(None),
             media => V2_PROTOBUF.iter().find(|known| **known == media).map(|known| Some(*known)),
         });
-        let content_type = protobuf.flatten().unwrap_or("application/json");
+        // The older name is no media type Go can parse, so both names are answered with the newer.
+        let content_type = protobuf.flatten().map_or("application/json", |_| V2_PROTOBUF[0]);
         if let Some(document) = self.cached(|cache| cache.v2.get(content_type).cloned()) {
             return document;
         }

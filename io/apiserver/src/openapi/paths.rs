@@ -83,7 +83,13 @@ impl Writer<'_> {
         }
     }
 
-    fn insert(&self, paths: &mut Map<String, Value>, path: String, mut item: Map<String, Value>, within: &[&str]) {
+    fn insert(
+        &self,
+        paths: &mut Map<String, Value>,
+        path: String,
+        mut item: Map<String, Value>,
+        within: &[&str],
+    ) {
         if item.is_empty() {
             return;
         }

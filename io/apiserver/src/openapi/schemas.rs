@@ -78,10 +78,13 @@ fn custom(json: &Value) -> Value {
     let common = [
         ("apiVersion", text("APIVersion defines the versioned schema of this representation of an object.")),
         ("kind", text("Kind is a string value representing the REST resource this object represents.")),
-        ("metadata", json!({
-            "description": "Standard object's metadata.",
-            "$ref": format!("#/$defs/{}", meta_name("ObjectMeta")),
-        })),
+        (
+            "metadata",
+            json!({
+                "description": "Standard object's metadata.",
+                "$ref": format!("#/$defs/{}", meta_name("ObjectMeta")),
+            }),
+        ),
     ];
     if schema["properties"].is_null() {
         schema["properties"] = json!({});

@@ -25,9 +25,8 @@ pub enum Patch {
 
 impl Patch {
     pub fn parse(kind: PatchKind, bytes: &[u8]) -> Result<Self> {
-        let failed = |error: serde_json::Error| {
-            ApiError::bad_request(format!("error decoding patch: {error}"))
-        };
+        let failed =
+            |error: serde_json::Error| ApiError::bad_request(format!("error decoding patch: {error}"));
         let value: Value = serde_json::from_slice(bytes).map_err(failed)?;
         match kind {
             PatchKind::Json => serde_json::from_value(value).map(Self::Json).map_err(failed),
@@ -52,6 +51,10 @@ impl Patch {
                 strategic::merge(&schema::root(kind), &mut patched, patch).map_err(ApiError::bad_request)?;
             }
         }
-        if patched.is_object() { Ok(patched) } else { Err(ApiError::bad_request("the patched object is not an object")) }
+        if patched.is_object() {
+            Ok(patched)
+        } else {
+            Err(ApiError::bad_request("the patched object is not an object"))
+        }
     }
 }

@@ -140,7 +140,13 @@ fn delete_primitives(target: &mut Map<String, Value>, field: &str, doomed: &Valu
 }
 
 /// Puts the items the patch names in its order; others stay relative to the item before them.
-fn reorder(schema: &Schema, target: &mut Map<String, Value>, field: &str, order: &Value, patch: Option<&Value>) {
+fn reorder(
+    schema: &Schema,
+    target: &mut Map<String, Value>,
+    field: &str,
+    order: &Value,
+    patch: Option<&Value>,
+) {
     let (Some(order), Some(Value::Array(items))) = (order.as_array(), target.get_mut(field)) else { return };
     let key = schema.patch_merge_key();
     let identity = |value: &Value| match key {
@@ -149,8 +155,7 @@ fn reorder(schema: &Schema, target: &mut Map<String, Value>, field: &str, order:
     };
     let wanted: Vec<Value> = order.iter().map(identity).collect();
     let rank = |value: &Value| wanted.iter().position(|id| *id == identity(value));
-    let added: Vec<Value> =
-        patch.and_then(Value::as_array).into_iter().flatten().map(identity).collect();
+    let added: Vec<Value> = patch.and_then(Value::as_array).into_iter().flatten().map(identity).collect();
     let mut ranked: Vec<(usize, Value)> =
         items.iter().filter_map(|item| Some((rank(item)?, item.clone()))).collect();
     ranked.sort_by_key(|(rank, _)| *rank);
@@ -211,7 +216,9 @@ mod tests {
     #[test]
     fn containers_merge_by_name_and_are_deleted_by_directive() {
         let object = with_containers(json!([{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]));
-        let patch = with_containers(json!([{"name": "a", "image": "2"}, {"name": "b", "$patch": "delete"}, {"name": "c"}]));
+        let patch = with_containers(
+            json!([{"name": "a", "image": "2"}, {"name": "b", "$patch": "delete"}, {"name": "c"}]),
+        );
         let expected = with_containers(json!([{"name": "a", "image": "2"}, {"name": "c"}]));
         assert_eq!(patched(object, patch), expected);
     }
@@ -242,7 +249,8 @@ mod tests {
     #[test]
     fn null_removes_replace_replaces_and_missing_keys_are_named() {
         let object = json!({"metadata": {"labels": {"x": "1", "y": "2"}}, "spec": {"paused": true}});
-        let patch = json!({"metadata": {"labels": {"$patch": "replace", "z": "3"}}, "spec": {"paused": null}});
+        let patch =
+            json!({"metadata": {"labels": {"$patch": "replace", "z": "3"}}, "spec": {"paused": null}});
         assert_eq!(patched(object, patch), json!({"metadata": {"labels": {"z": "3"}}, "spec": {}}));
         let kind = Registry::new().find("apps", "v1", "deployments").unwrap();
         let mut object = with_containers(json!([{"name": "a"}]));

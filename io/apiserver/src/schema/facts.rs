@@ -138,6 +138,7 @@ pub(super) fn short_name(definition: &str) -> &str {
     let is_version = |from: usize| definition[from + 1..].starts_with('v');
     match (kind, version, group) {
         (Some(_), Some(v), Some(g)) if is_version(v) => &definition[g + 1..],
+        (Some(_), Some(v), None) if is_version(v) => definition,
         (Some(_), Some(v), _) => &definition[v + 1..],
         _ => definition,
     }

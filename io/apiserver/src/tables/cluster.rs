@@ -31,10 +31,12 @@ const NODE: Layout = Layout {
     ],
     row: |o, now| {
         let info = &o["status"]["nodeInfo"];
-        let unknown = |field: &str| Value::from(match text(info, field) {
-            "" => "<unknown>",
-            known => known,
-        });
+        let unknown = |field: &str| {
+            Value::from(match text(info, field) {
+                "" => "<unknown>",
+                known => known,
+            })
+        };
         vec![
             name(o),
             Value::from(node_status(o)),
@@ -101,7 +103,16 @@ const EVENT_COLUMNS: &[Column] = &[
 
 const EVENT: Layout = Layout {
     columns: EVENT_COLUMNS,
-    row: |o, now| event(o, now, &o["involvedObject"], &o["source"], text(o, "message"), ["firstTimestamp", "lastTimestamp", "count"]),
+    row: |o, now| {
+        event(
+            o,
+            now,
+            &o["involvedObject"],
+            &o["source"],
+            text(o, "message"),
+            ["firstTimestamp", "lastTimestamp", "count"],
+        )
+    },
 };
 
 /// The same events in the events.k8s.io group, where fields have other names.
@@ -142,10 +153,11 @@ fn event(
 }
 
 fn event_source(event: &Value, source: &Value) -> String {
-    let component = [text(source, "component"), text(event, "reportingComponent"), text(event, "reportingController")]
-        .into_iter()
-        .find(|c| !c.is_empty())
-        .unwrap_or_default();
+    let component =
+        [text(source, "component"), text(event, "reportingComponent"), text(event, "reportingController")]
+            .into_iter()
+            .find(|c| !c.is_empty())
+            .unwrap_or_default();
     let host = [text(source, "host"), text(event, "reportingInstance")].into_iter().find(|h| !h.is_empty());
     match host {
         Some(host) => format!("{component}, {host}"),

@@ -238,10 +238,11 @@ const API_SERVICE: Layout = Layout {
             service => format!("{}/{}", text(service, "namespace"), text(service, "name")),
         };
         let available = super::cells::condition(o, "Available");
-        let reason = available.map_or("Unknown".to_owned(), |c| match (text(c, "status"), text(c, "reason")) {
-            ("True", _) => "True".to_owned(),
-            (status, reason) => format!("{status} ({reason})"),
-        });
+        let reason =
+            available.map_or("Unknown".to_owned(), |c| match (text(c, "status"), text(c, "reason")) {
+                ("True", _) => "True".to_owned(),
+                (status, reason) => format!("{status} ({reason})"),
+            });
         vec![name(o), Value::from(service), Value::from(reason), age(o, now)]
     },
 };

@@ -173,8 +173,10 @@ fn built_in(kind: &Kind) -> Option<Layout> {
     Some(found.unwrap_or(PLAIN))
 }
 
-const PLAIN: Layout =
-    Layout { columns: &[column("Name"), column("Age")], row: |o, now| vec![cells::name(o), cells::age(o, now)] };
+const PLAIN: Layout = Layout {
+    columns: &[column("Name"), column("Age")],
+    row: |o, now| vec![cells::name(o), cells::age(o, now)],
+};
 
 #[cfg(test)]
 mod tests;

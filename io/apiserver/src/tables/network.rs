@@ -53,7 +53,8 @@ fn text_of(value: &Value) -> &str {
 fn external_ip(service: &Value) -> String {
     let spec = &service["spec"];
     let given: Vec<&str> = items(&spec["externalIPs"]).map(text_of).collect();
-    let or = |list: Vec<&str>, missing: &str| if list.is_empty() { missing.to_owned() } else { list.join(",") };
+    let or =
+        |list: Vec<&str>, missing: &str| if list.is_empty() { missing.to_owned() } else { list.join(",") };
     match text(spec, "type") {
         "ExternalName" => text(spec, "externalName").to_owned(),
         "LoadBalancer" => {
@@ -116,7 +117,13 @@ const ENDPOINT_SLICE: Layout = Layout {
             let text = some_of(list, 3);
             Value::from(if text == NONE { "<unset>".to_owned() } else { text })
         };
-        vec![name(o), Value::from(text(o, "addressType")), or_unset(&ports), or_unset(&addresses), age(o, now)]
+        vec![
+            name(o),
+            Value::from(text(o, "addressType")),
+            or_unset(&ports),
+            or_unset(&addresses),
+            age(o, now),
+        ]
     },
 };
 
@@ -143,8 +150,10 @@ const INGRESS: Layout = Layout {
         column("Age"),
     ],
     row: |o, now| {
-        let hosts: Vec<String> =
-            items(&o["spec"]["rules"]).map(|r| text(r, "host").to_owned()).filter(|h| !h.is_empty()).collect();
+        let hosts: Vec<String> = items(&o["spec"]["rules"])
+            .map(|r| text(r, "host").to_owned())
+            .filter(|h| !h.is_empty())
+            .collect();
         let hosts = if hosts.is_empty() { "*".to_owned() } else { some_of(&hosts, 3) };
         let tls = items(&o["spec"]["tls"]).next().is_some();
         vec![

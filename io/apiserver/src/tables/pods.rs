@@ -79,10 +79,12 @@ fn summarize(pod: &Value) -> Summary {
     let reason = [text(status, "reason"), text(status, "phase")].into_iter().find(|t| !t.is_empty());
     let mut summary = Summary {
         status: reason.unwrap_or("Unknown").to_owned(),
-        total: items(&spec["containers"]).count() + items(&spec["initContainers"]).filter(|c| is_sidecar(c)).count(),
+        total: items(&spec["containers"]).count()
+            + items(&spec["initContainers"]).filter(|c| is_sidecar(c)).count(),
         ..Summary::default()
     };
-    let gated = super::cells::condition(pod, "PodScheduled").is_some_and(|c| c["reason"] == "SchedulingGated");
+    let gated =
+        super::cells::condition(pod, "PodScheduled").is_some_and(|c| c["reason"] == "SchedulingGated");
     if gated {
         summary.status = "SchedulingGated".to_owned();
     }

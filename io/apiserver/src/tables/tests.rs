@@ -142,7 +142,9 @@ fn every_kind_has_as_many_cells_as_columns() {
 fn accepted_forms() {
     let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
     assert!(requested(kubectl).is_some());
-    for plain in ["application/json", "*/*", "", "application/json, application/json;as=Table;v=v1;g=meta.k8s.io"] {
+    for plain in
+        ["application/json", "*/*", "", "application/json, application/json;as=Table;v=v1;g=meta.k8s.io"]
+    {
         assert!(requested(plain).is_none(), "{plain}");
     }
 }

@@ -239,8 +239,10 @@ fn targets(autoscaler: &Value) -> String {
     let mut parts = Vec::new();
     for metric in items(&autoscaler["spec"]["metrics"]) {
         let (resource, target) = (text(&metric["resource"], "name"), &metric["resource"]["target"]);
-        let current = items(&autoscaler["status"]["currentMetrics"]).find(|c| c["resource"]["name"] == resource);
-        let current = |field: &str| current.map(|c| &c["resource"]["current"][field]).filter(|v| !v.is_null());
+        let current =
+            items(&autoscaler["status"]["currentMetrics"]).find(|c| c["resource"]["name"] == resource);
+        let current =
+            |field: &str| current.map(|c| &c["resource"]["current"][field]).filter(|v| !v.is_null());
         parts.push(match target["averageUtilization"].as_i64() {
             Some(wanted) => {
                 let now = current("averageUtilization").map_or(UNKNOWN.to_owned(), |v| format!("{v}%"));

@@ -34,7 +34,8 @@ pub async fn run(api: Arc<Api>, mut events: mpsc::UnboundedReceiver<Arc<Event>>)
 pub async fn settle(api: &Api) {
     let roles = api.store.list(&resource(), None).items;
     for (path, entry) in &roles {
-        let selectors = entry.value.pointer("/aggregationRule/clusterRoleSelectors").and_then(Value::as_array);
+        let selectors =
+            entry.value.pointer("/aggregationRule/clusterRoleSelectors").and_then(Value::as_array);
         let Some(selectors) = selectors else { continue };
         let rules = gather(selectors, path, roles.iter().map(|(path, entry)| (&**path, &*entry.value)));
         if entry.value.get("rules") == Some(&rules) {
@@ -53,11 +54,7 @@ pub async fn settle(api: &Api) {
     }
 }
 
-fn gather<'a>(
-    selectors: &[Value],
-    own: &str,
-    roles: impl Iterator<Item = (&'a str, &'a Value)>,
-) -> Value {
+fn gather<'a>(selectors: &[Value], own: &str, roles: impl Iterator<Item = (&'a str, &'a Value)>) -> Value {
     let mut rules: Vec<Value> = Vec::new();
     for (name, role) in roles {
         if name == own || !selectors.iter().any(|selector| label_selector_matches(selector, role)) {

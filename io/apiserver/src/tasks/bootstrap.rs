@@ -21,7 +21,9 @@ pub async fn run(api: &Api, service_address: &str, endpoints: &[SocketAddr]) -> 
     for name in NAMESPACES {
         ensure(api, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).await?;
     }
-    for role in roles::defaults().map_err(|reason| Error::Bootstrap { what: "default roles".into(), reason })? {
+    for role in
+        roles::defaults().map_err(|reason| Error::Bootstrap { what: "default roles".into(), reason })?
+    {
         ensure(api, role).await?;
     }
     ensure(api, kubernetes_service(service_address)).await?;

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::{adjust, target_of};
+use crate::api::Api;
 use crate::api::delete::{self, Options};
 use crate::api::meta;
 use crate::api::update::Part;
-use crate::api::Api;
 use crate::http::request::Target;
 use crate::store::{Event, EventKind, Key, Resource};
 
@@ -84,7 +84,8 @@ async fn settle(api: &Arc<Api>, key: &Key) {
 
 /// A condition that has not changed keeps the time it last did.
 fn keep_transition_times(old: Option<&Value>, mut new: Value) -> Value {
-    let old = old.and_then(|old| old.get("conditions")).and_then(Value::as_array).cloned().unwrap_or_default();
+    let old =
+        old.and_then(|old| old.get("conditions")).and_then(Value::as_array).cloned().unwrap_or_default();
     for condition in new.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
         let same = old.iter().find(|o| o["type"] == condition["type"] && o["status"] == condition["status"]);
         if let Some(time) = same.and_then(|same| same.get("lastTransitionTime")) {
@@ -117,7 +118,8 @@ async fn clear(api: Arc<Api>, definition: Target, value: Arc<Value>) {
         }
         tokio::time::sleep(RETRY).await;
     }
-    let released = adjust(&api, &definition, Part::Whole, |definition| Some(without_finalizer(definition, FINALIZER)));
+    let released =
+        adjust(&api, &definition, Part::Whole, |definition| Some(without_finalizer(definition, FINALIZER)));
     if let Err(error) = released.await
         && error.reason != "NotFound"
     {

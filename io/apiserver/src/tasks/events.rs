@@ -35,10 +35,8 @@ async fn sweep(api: &Api, now: Timestamp) {
 
 fn is_expired(event: &Value, now: Timestamp) -> bool {
     let times = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
-    let latest = times
-        .iter()
-        .filter_map(|pointer| event.pointer(pointer)?.as_str()?.parse::<Timestamp>().ok())
-        .max();
+    let latest =
+        times.iter().filter_map(|pointer| event.pointer(pointer)?.as_str()?.parse::<Timestamp>().ok()).max();
     latest.is_some_and(|latest| now.duration_since(latest) > LIFETIME)
 }
 

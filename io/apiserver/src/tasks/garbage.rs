@@ -23,7 +23,9 @@ pub async fn run(api: Arc<Api>, mut events: mpsc::UnboundedReceiver<Arc<Event>>)
     while let Some(event) = events.recv().await {
         match event.kind {
             EventKind::Deleted => after_deletion(&api, &event).await,
-            EventKind::Added | EventKind::Modified if is_interesting(&event) => review(&api, &event.key).await,
+            EventKind::Added | EventKind::Modified if is_interesting(&event) => {
+                review(&api, &event.key).await
+            }
             EventKind::Added | EventKind::Modified => {}
         }
     }
@@ -93,7 +95,8 @@ enum Fate {
 
 fn fate(api: &Api, key: &Key, owner: &Value) -> Fate {
     let text = |field: &str| owner.get(field).and_then(Value::as_str).unwrap_or_default();
-    let Some(found) = api.store.find_uid(text("uid")).and_then(|key| Some((api.store.get(&key)?, key))) else {
+    let Some(found) = api.store.find_uid(text("uid")).and_then(|key| Some((api.store.get(&key)?, key)))
+    else {
         let (group, version) = text("apiVersion").rsplit_once('/').unwrap_or(("", text("apiVersion")));
         let known = api.registry.find_by_kind(group, version, text("kind")).is_some();
         return if known { Fate::Gone } else { Fate::Unknown };

@@ -60,7 +60,8 @@ async fn end(api: &Arc<Api>, name: &str) {
     let finalised = adjust(api, &target, Part::Whole, |namespace| {
         let mut namespace = namespace.clone();
         let finalizers = namespace.pointer("/spec/finalizers").and_then(Value::as_array).cloned();
-        let left: Vec<Value> = finalizers.unwrap_or_default().into_iter().filter(|f| f != FINALIZER).collect();
+        let left: Vec<Value> =
+            finalizers.unwrap_or_default().into_iter().filter(|f| f != FINALIZER).collect();
         namespace["spec"]["finalizers"] = Value::Array(left);
         Some(namespace)
     });

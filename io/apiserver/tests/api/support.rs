@@ -25,15 +25,16 @@ pub struct Fixture {
 /// The configuration of a test server that keeps everything under `dir`.
 pub fn config(ca: &Ca, dir: &Path) -> Config {
     let certificate = ca.server_cert(&["localhost"], &["127.0.0.1".parse().unwrap()]).unwrap();
-    let keys = match (std::fs::read_to_string(dir.join("sa.key")), std::fs::read_to_string(dir.join("sa.pub"))) {
-        (Ok(private), Ok(public)) => (private, public),
-        _ => {
-            let keys = signing_key().unwrap();
-            std::fs::write(dir.join("sa.key"), keys.private.as_str()).unwrap();
-            std::fs::write(dir.join("sa.pub"), &keys.public).unwrap();
-            (keys.private.as_str().to_owned(), keys.public)
-        }
-    };
+    let keys =
+        match (std::fs::read_to_string(dir.join("sa.key")), std::fs::read_to_string(dir.join("sa.pub"))) {
+            (Ok(private), Ok(public)) => (private, public),
+            _ => {
+                let keys = signing_key().unwrap();
+                std::fs::write(dir.join("sa.key"), keys.private.as_str()).unwrap();
+                std::fs::write(dir.join("sa.pub"), &keys.public).unwrap();
+                (keys.private.as_str().to_owned(), keys.public)
+            }
+        };
     Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         namespace_listeners: Vec::new(),
@@ -90,7 +91,12 @@ impl Fixture {
 
     pub fn client(&self, user: &str, group: Option<&str>) -> Client {
         let pair = self.ca.client_cert(user, group).unwrap();
-        Client { address: self.address, ca: self.ca.cert_pem().to_owned(), pair: Some(pair), headers: Vec::new() }
+        Client {
+            address: self.address,
+            ca: self.ca.cert_pem().to_owned(),
+            pair: Some(pair),
+            headers: Vec::new(),
+        }
     }
 
     pub fn anonymous(&self) -> Client {
@@ -101,9 +107,15 @@ impl Fixture {
         let path = self.dir.path().join("kubeconfig");
         let client = self.ca.client_cert("kubernetes-admin", Some("system:masters")).unwrap();
         let server = format!("https://{}", self.address);
-        Kubeconfig { cluster: "test", server: &server, ca_cert: self.ca.cert_pem(), user: "admin", client: &client }
-            .write(&path)
-            .unwrap();
+        Kubeconfig {
+            cluster: "test",
+            server: &server,
+            ca_cert: self.ca.cert_pem(),
+            user: "admin",
+            client: &client,
+        }
+        .write(&path)
+        .unwrap();
         path
     }
 
@@ -188,7 +200,7 @@ impl Client {
     ) -> http::Response<hyper::body::Incoming> {
         let stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        let stream = self.connector().connect(name, stream).await.unwrap();
+        let stream = self.connector("h2").connect(name, stream).await.unwrap();
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
@@ -205,7 +217,27 @@ impl Client {
         sender.send_request(request.body(Full::new(bytes::Bytes::from(body))).unwrap()).await.unwrap()
     }
 
-    fn connector(&self) -> tokio_rustls::TlsConnector {
+    /// Opens a stream of another protocol over HTTP/1.1.
+    pub async fn upgrade(&self, path: &str, protocol: &str) -> TokioIo<hyper::upgrade::Upgraded> {
+        let stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = self.connector("http/1.1").connect(name, stream).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        let request = Request::builder()
+            .uri(path)
+            .header("host", "localhost")
+            .header("connection", "upgrade")
+            .header("upgrade", protocol)
+            .body(Full::<bytes::Bytes>::default())
+            .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 101);
+        TokioIo::new(hyper::upgrade::on(response).await.unwrap())
+    }
+
+    fn connector(&self, protocol: &str) -> tokio_rustls::TlsConnector {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -221,7 +253,7 @@ impl Client {
                 builder.with_client_auth_cert(vec![cert], key).unwrap()
             }
         };
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
         tokio_rustls::TlsConnector::from(Arc::new(config))
     }
 }
