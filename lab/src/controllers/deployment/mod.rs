@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
-use super::effect::{Effect, Kind, Outcome, Target, to_value};
+use super::effect::{Effect, Kind, Outcome, Target, Tone, to_value};
 use super::meta::{self, Labels, Round};
 
 pub const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -181,7 +181,7 @@ impl<'a> View<'a> {
         let mut effects = Vec::new();
         match (&self.new, sizes.new) {
             (Some(set), _) => effects.extend(self.update(set, sizes.new, self.annotations(Some(set)))),
-            (None, Some(size)) => effects.push(self.create(size)),
+            (None, Some(size)) => effects.extend(self.create(size)),
             (None, None) => {}
         }
         for (set, size) in self.old.iter().zip(&sizes.old) {
@@ -192,7 +192,7 @@ impl<'a> View<'a> {
         effects
     }
 
-    fn create(&self, size: i32) -> Effect {
+    fn create(&self, size: i32) -> Vec<Effect> {
         let hash = self.template_hash();
         let name = format!("{}-{hash}", meta::name(&self.deployment.metadata));
         let mut template = self.template.clone();
@@ -221,7 +221,20 @@ impl<'a> View<'a> {
             }),
             status: None,
         };
-        Effect::create(Kind::ReplicaSet, self.namespace(), &name, &set)
+        let mut effects = vec![Effect::create(Kind::ReplicaSet, self.namespace(), &name, &set)];
+        effects.extend(self.tell(&name, 0, size));
+        effects
+    }
+
+    fn tell(&self, set: &str, before: i32, after: i32) -> Option<Effect> {
+        let direction = match after.cmp(&before) {
+            std::cmp::Ordering::Greater => "up",
+            std::cmp::Ordering::Less => "down",
+            std::cmp::Ordering::Equal => return None,
+        };
+        let message = format!("Scaled {direction} replica set {set} from {before} to {after}");
+        let about = meta::reference(Kind::Deployment, &self.deployment.metadata);
+        Some(Effect::Tell { about, tone: Tone::Normal, reason: "ScalingReplicaSet", message })
     }
 
     fn template_hash(&self) -> String {
@@ -256,7 +269,7 @@ impl<'a> View<'a> {
         annotations.insert(MAX.to_owned(), (self.wanted() + self.max_surge()).to_string());
     }
 
-    fn update(&self, set: &ReplicaSet, size: Option<i32>, mut annotations: Labels) -> Option<Effect> {
+    fn update(&self, set: &ReplicaSet, size: Option<i32>, mut annotations: Labels) -> Vec<Effect> {
         let size = size.unwrap_or(replicas(set));
         // Idle sets keep the sizes they had: nothing about them changed.
         let idle = size == 0 && replicas(set) == 0;
@@ -269,15 +282,17 @@ impl<'a> View<'a> {
             && Some(&annotations) == set.metadata.annotations.as_ref()
             && min_ready.unwrap_or(0) == old_min_ready.unwrap_or(0);
         if same || meta::is_terminating(&set.metadata) {
-            return None;
+            return Vec::new();
         }
-        Some(Effect::Merge {
+        let change = Effect::Merge {
             target: Target::new(Kind::ReplicaSet, self.namespace(), meta::name(&set.metadata)),
             body: json!({
                 "metadata": {"resourceVersion": set.metadata.resource_version, "annotations": annotations},
                 "spec": {"replicas": size, "minReadySeconds": min_ready.unwrap_or(0)},
             }),
-        })
+        };
+        let tell = self.tell(meta::name(&set.metadata), replicas(set), size);
+        std::iter::once(change).chain(tell).collect()
     }
 
     /// Old sets beyond the history asked for, once the new one has taken over.

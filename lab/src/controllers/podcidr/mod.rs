@@ -62,12 +62,53 @@ pub struct Allocation {
     pub without: Vec<Exhausted>,
 }
 
-pub fn allocate(pools: &Pools, nodes: &[Arc<Node>]) -> Allocation {
+/// Shares written but not yet seen on their nodes. Until there is news of such a node, its share is taken: the next
+/// node must not get it too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assumed(BTreeMap<String, Written>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Written {
+    /// The node's version the share was written on. The first news after it settles whether the write took.
+    version: Option<String>,
+    shares: Vec<IpNet>,
+}
+
+impl Assumed {
+    /// Forgets the nodes there is news of.
+    pub fn settle(&mut self, nodes: &[Arc<Node>]) {
+        self.0.retain(|name, written| {
+            let node = nodes.iter().find(|node| meta::name(&node.metadata) == name);
+            node.is_some_and(|node| node.metadata.resource_version == written.version)
+        });
+    }
+
+    pub fn add(&mut self, nodes: &[Arc<Node>], allocation: &Allocation) {
+        for (name, shares) in &allocation.given {
+            let node = nodes.iter().find(|node| meta::name(&node.metadata) == name);
+            let version = node.and_then(|node| node.metadata.resource_version.clone());
+            self.0.insert(name.clone(), Written { version, shares: shares.clone() });
+        }
+    }
+
+    /// The writes once more, for when it is not known whether they arrived. They are the same on the same version:
+    /// one that did arrive makes the second a conflict.
+    pub fn again(&self, nodes: &[Arc<Node>]) -> Vec<Effect> {
+        let rewrite = |node: &Arc<Node>| {
+            self.0.get(meta::name(&node.metadata)).map(|written| give(node, &written.shares))
+        };
+        nodes.iter().filter_map(rewrite).collect()
+    }
+}
+
+pub fn allocate(pools: &Pools, nodes: &[Arc<Node>], assumed: &Assumed) -> Allocation {
     let mut taken: Vec<IpNet> = nodes.iter().flat_map(|node| shares(node)).collect();
-    let mut waiting: Vec<&Arc<Node>> = nodes
-        .iter()
-        .filter(|node| shares(node).is_empty() && !meta::is_terminating(&node.metadata))
-        .collect();
+    taken.extend(assumed.0.values().flat_map(|written| &written.shares));
+    let is_waiting = |node: &&Arc<Node>| {
+        let has_share = !shares(node).is_empty() || assumed.0.contains_key(meta::name(&node.metadata));
+        !has_share && !meta::is_terminating(&node.metadata)
+    };
+    let mut waiting: Vec<&Arc<Node>> = nodes.iter().filter(is_waiting).collect();
     waiting.sort_by_key(|node| {
         (
             meta::created(&node.metadata),
@@ -96,8 +137,7 @@ pub fn allocate(pools: &Pools, nodes: &[Arc<Node>]) -> Allocation {
 }
 
 /// What to write: shares, and conditions and events where there are none left.
-pub fn reconcile(pools: &Pools, nodes: &[Arc<Node>], now: Timestamp) -> Vec<Effect> {
-    let allocation = allocate(pools, nodes);
+pub fn reconcile(nodes: &[Arc<Node>], allocation: &Allocation, now: Timestamp) -> Vec<Effect> {
     let mut effects = Vec::new();
     for node in nodes {
         let name = meta::name(&node.metadata);
@@ -222,6 +262,10 @@ mod tests {
         Pools { ranges: vec![v4.parse().unwrap(), v6.parse().unwrap()], node_mask_v4: 24, node_mask_v6: 64 }
     }
 
+    fn write(pools: &Pools, nodes: &[Arc<Node>]) -> Vec<Effect> {
+        reconcile(nodes, &allocate(pools, nodes, &Assumed::default()), now())
+    }
+
     fn node(name: &str, shares: &[&str]) -> Arc<Node> {
         Arc::new(parse(json!({"metadata": {"name": name, "uid": name},
             "spec": {"podCIDR": shares.first(), "podCIDRs": shares}})))
@@ -231,7 +275,7 @@ mod tests {
     fn nodes_get_the_lowest_free_shares_of_both_families_in_order() {
         let nodes =
             [node("node10", &[]), node("node2", &[]), node("node1", &["10.244.0.0/24", "fd00:10:244::/64"])];
-        let allocation = allocate(&pools("10.244.0.0/16", "fd00:10:244::/56"), &nodes);
+        let allocation = allocate(&pools("10.244.0.0/16", "fd00:10:244::/56"), &nodes, &Assumed::default());
         let text = |name: &str| allocation.given[name].iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(text("node2"), ["10.244.1.0/24", "fd00:10:244:1::/64"]);
         assert_eq!(text("node10"), ["10.244.2.0/24", "fd00:10:244:2::/64"]);
@@ -239,10 +283,36 @@ mod tests {
     }
 
     #[test]
+    fn a_share_on_its_way_is_not_given_twice_and_news_settles_it() {
+        let pools = pools("10.244.0.0/16", "fd00:10:244::/56");
+        let versioned = |name: &str, version: &str, shares: &[&str]| {
+            let mut node = (*node(name, shares)).clone();
+            node.metadata.resource_version = Some(version.to_owned());
+            Arc::new(node)
+        };
+        let seen = vec![versioned("a", "1", &[])];
+        let mut assumed = Assumed::default();
+        assumed.add(&seen, &allocate(&pools, &seen, &assumed));
+        // Another node shows before the first one's share does.
+        let seen = vec![versioned("a", "1", &[]), versioned("b", "2", &[])];
+        assumed.settle(&seen);
+        let allocation = allocate(&pools, &seen, &assumed);
+        assert_eq!(allocation.given.keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(allocation.given["b"][0].to_string(), "10.244.1.0/24");
+        assert_eq!(assumed.again(&seen).len(), 1, "a's share may be written once more");
+        // News of a without a share: somebody was faster and the write was refused.
+        let seen =
+            vec![versioned("a", "3", &[]), versioned("b", "4", &["10.244.1.0/24", "fd00:10:244:1::/64"])];
+        assumed.settle(&seen);
+        assert_eq!(assumed, Assumed::default());
+        assert_eq!(allocate(&pools, &seen, &assumed).given["a"][0].to_string(), "10.244.0.0/24");
+    }
+
+    #[test]
     fn a_full_pool_is_named_on_the_node_and_the_others_keep_working() {
         let pools = pools("10.244.0.0/23", "fd00:10:244::/56");
         let nodes: Vec<Arc<Node>> = ["a", "b", "c"].into_iter().map(|name| node(name, &[])).collect();
-        let effects = reconcile(&pools, &nodes, now());
+        let effects = write(&pools, &nodes);
         let given: Vec<&str> = effects
             .iter()
             .filter_map(|effect| match effect {
@@ -267,8 +337,8 @@ mod tests {
         object["status"] = body["status"].clone();
         let told: Arc<Node> = Arc::new(parse(object));
         let full = [node("a", &["10.244.0.0/24"]), node("b", &["10.244.1.0/24"]), told.clone()];
-        assert_eq!(reconcile(&pools, &full, now()), []);
-        let again = reconcile(&pools, &[told], now());
+        assert_eq!(write(&pools, &full), []);
+        let again = write(&pools, &[told]);
         assert!(
             matches!(&again[..], [Effect::Merge { .. }, Effect::MergeStatus { body, .. }]
             if body["status"]["conditions"][0]["status"] == "True"),
@@ -279,7 +349,7 @@ mod tests {
     #[test]
     fn odd_shares_given_by_somebody_else_are_stepped_over() {
         let nodes = [node("a", &["10.244.0.0/22"]), node("b", &["10.244.4.128/25"]), node("c", &[])];
-        let allocation = allocate(&pools("10.244.0.0/16", "fd00:10:244::/56"), &nodes);
+        let allocation = allocate(&pools("10.244.0.0/16", "fd00:10:244::/56"), &nodes, &Assumed::default());
         assert_eq!(allocation.given["c"][0].to_string(), "10.244.5.0/24");
     }
 
@@ -293,7 +363,7 @@ mod tests {
             let mut nodes: Vec<Arc<Node>> =
                 kept.iter().map(|n| node(&format!("old{n}"), &[&format!("10.0.{n}.0/24"), &format!("fd00:0:0:{n:x}::/64")])).collect();
             nodes.extend((0..new).map(|n| node(&format!("new{n}"), &[])));
-            let allocation = allocate(&pools, &nodes);
+            let allocation = allocate(&pools, &nodes, &Assumed::default());
             let room = 16 - kept.len();
             prop_assert_eq!(allocation.given.len(), new.min(room));
             prop_assert_eq!(allocation.without.len(), new.saturating_sub(room));

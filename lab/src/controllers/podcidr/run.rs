@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use tokio::sync::Notify;
 
-use super::{Pools, reconcile};
+use super::{Assumed, Pools, allocate, reconcile};
 use crate::controllers::shell::{Cache, Executor};
 
 const RETRY: Duration = Duration::from_millis(500);
@@ -31,13 +31,22 @@ pub async fn run(client: Client, pools: Pools) -> Result<(), RunError> {
     let write = async {
         let executor = Executor::new(client, "weft-controller");
         nodes.wait_synced().await;
+        let mut assumed = Assumed::default();
+        let mut resend = Vec::new();
         loop {
-            let effects = reconcile(&pools, &nodes.all(), Timestamp::now());
-            let report = executor.carry_out(effects).await;
+            let seen = nodes.all();
+            assumed.settle(&seen);
+            let allocation = allocate(&pools, &seen, &assumed);
+            assumed.add(&seen, &allocation);
+            let effects = reconcile(&seen, &allocation, Timestamp::now());
+            let report = executor.carry_out(resend.drain(..).chain(effects).collect()).await;
             if report.failures.is_empty() {
                 changed.notified().await;
             } else {
                 tokio::time::sleep(RETRY).await;
+                let seen = nodes.all();
+                assumed.settle(&seen);
+                resend = assumed.again(&seen);
             }
         }
     };
