@@ -6,9 +6,7 @@ mod services;
 
 use std::collections::BTreeMap;
 
-use weft_model::{
-    Finding, Labels, NamespaceName, Operator, Pod, PodPhase, Selector, Severity, Snapshot,
-};
+use weft_model::{Finding, Labels, NamespaceName, Operator, Pod, PodPhase, Selector, Severity, Snapshot};
 
 /// Everything found, sorted.
 pub fn check(snapshot: &Snapshot) -> Vec<Finding> {
@@ -86,7 +84,8 @@ mod tests {
 
     #[test]
     fn distance_counts_letters() {
-        let cases = [("cart", "carts", 1), ("cart", "cart", 0), ("web", "db", 2), ("", "abc", 3), ("ab", "ba", 2)];
+        let cases =
+            [("cart", "carts", 1), ("cart", "cart", 0), ("web", "db", 2), ("", "abc", 3), ("ab", "ba", 2)];
         for (one, other, expected) in cases {
             assert_eq!(distance(one, other), expected, "{one} {other}");
         }

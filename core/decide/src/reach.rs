@@ -241,5 +241,14 @@ fn listeners(snapshot: &Snapshot) -> BTreeMap<Addr, BTreeSet<(Protocol, Port)>> 
     for addr in &snapshot.settings.dns_addresses {
         listeners.entry(*addr).or_default().extend([(Protocol::UDP, Port(53)), (Protocol::TCP, Port(53))]);
     }
+    // Nobody can look into what is no pod: a ready endpoint says of itself that it listens.
+    for slice in snapshot.slices.values() {
+        for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.target.is_none()) {
+            for addr in &endpoint.addresses {
+                let ports = slice.ports.iter().map(|(_, protocol, port)| (*protocol, *port));
+                listeners.entry(*addr).or_default().extend(ports);
+            }
+        }
+    }
     listeners
 }

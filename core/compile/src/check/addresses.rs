@@ -16,8 +16,7 @@ pub(super) fn check(snapshot: &Snapshot, findings: &mut Vec<Finding>) {
 
 fn settings(snapshot: &Snapshot, findings: &mut Vec<Finding>) {
     let given = &snapshot.settings;
-    let lists =
-        [("pod", &given.pod_cidrs), ("service", &given.service_cidrs), ("node", &given.node_cidrs)];
+    let lists = [("pod", &given.pod_cidrs), ("service", &given.service_cidrs), ("node", &given.node_cidrs)];
     for (place, (kind, cidrs)) in lists.iter().enumerate() {
         for (other_kind, others) in &lists[place + 1..] {
             for (cidr, other) in cidrs.iter().flat_map(|cidr| others.iter().map(move |other| (cidr, other))) {
@@ -46,7 +45,9 @@ fn nodes(snapshot: &Snapshot, findings: &mut Vec<Finding>) {
             }
         }
         for cidr in &node.pod_cidrs {
-            if let Some(service) = snapshot.settings.service_cidrs.iter().find(|service| service.overlaps(*cidr)) {
+            if let Some(service) =
+                snapshot.settings.service_cidrs.iter().find(|service| service.overlaps(*cidr))
+            {
                 let message = format!("{cidr} overlaps service prefix {service}");
                 findings.push(error(format!("Node {}", node.name), "spec.podCIDRs", message));
             }

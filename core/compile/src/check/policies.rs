@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use weft_model::{
-    Addr, Finding, NamespaceMatch, NamespaceName, Peer, Pod, Policy, Port, PortMatch, Protocol, Rule, RuleSet,
-    Selector, Snapshot,
+    Addr, Finding, NamespaceMatch, NamespaceName, Peer, Pod, Policy, Port, PortMatch, Protocol, Rule,
+    RuleSet, Selector, Snapshot,
 };
 
 use super::{Pods, hint, warning};
@@ -40,12 +40,15 @@ impl<'a> Checker<'a> {
             let message = format!("{} selects no pod of namespace {namespace}{hint}", policy.subject.pods);
             findings.push(warning(&policy.key, "spec.podSelector", message));
         }
-        for (direction, side, rules) in [("ingress", "from", &policy.ingress), ("egress", "to", &policy.egress)] {
+        for (direction, side, rules) in
+            [("ingress", "from", &policy.ingress), ("egress", "to", &policy.egress)]
+        {
             let RuleSet::Isolates(rules) = rules else { continue };
             for (index, rule) in rules.iter().enumerate() {
                 let field = format!("spec.{direction}[{index}]");
                 self.peers(policy, rule, &format!("{field}.{side}"), findings);
-                let owners = if direction == "ingress" { Some(subjects.clone()) } else { self.destinations(rule) };
+                let owners =
+                    if direction == "ingress" { Some(subjects.clone()) } else { self.destinations(rule) };
                 // Without owners, somebody else's finding says why, or it is anybody's port.
                 if let Some(owners) = owners.filter(|owners| !owners.is_empty()) {
                     ports(policy, rule, &field, &owners, findings);
@@ -64,7 +67,8 @@ impl<'a> Checker<'a> {
             let candidates = self.namespaces(namespaces);
             if candidates.is_empty() && !self.is_name_server(namespaces, pods) {
                 let NamespaceMatch::Labels(selector) = namespaces else { continue };
-                let hint = hint(selector, self.snapshot.namespaces.values().map(|namespace| &namespace.labels));
+                let hint =
+                    hint(selector, self.snapshot.namespaces.values().map(|namespace| &namespace.labels));
                 let message = format!("{selector} matches no namespace{hint}");
                 findings.push(warning(&policy.key, format!("{field}.namespaceSelector"), message));
             } else if !self.any_pod(&candidates, pods) && !self.is_name_server(namespaces, pods) {
@@ -72,7 +76,9 @@ impl<'a> Checker<'a> {
                 let hint = hint(pods, all.map(|pod| &pod.labels));
                 let place = match namespaces {
                     NamespaceMatch::Name(name) => format!("namespace {name}"),
-                    NamespaceMatch::Labels(selector) if selector.is_everything() => "any namespace".to_owned(),
+                    NamespaceMatch::Labels(selector) if selector.is_everything() => {
+                        "any namespace".to_owned()
+                    }
                     NamespaceMatch::Labels(selector) => format!("the namespaces with {selector}"),
                 };
                 let message = format!("{pods} matches no pod of {place}{hint}");
@@ -86,7 +92,9 @@ impl<'a> Checker<'a> {
             NamespaceMatch::Name(name) => vec![name],
             NamespaceMatch::Labels(selector) => {
                 let all = self.snapshot.namespaces.values();
-                all.filter(|namespace| selector.matches(&namespace.labels)).map(|namespace| &namespace.name).collect()
+                all.filter(|namespace| selector.matches(&namespace.labels))
+                    .map(|namespace| &namespace.name)
+                    .collect()
             }
         }
     }
@@ -113,7 +121,9 @@ impl<'a> Checker<'a> {
             if self.is_name_server(namespaces, pods) {
                 return None;
             }
-            found.extend(self.namespaces(namespaces).into_iter().flat_map(|name| self.pods.selected(name, pods)));
+            found.extend(
+                self.namespaces(namespaces).into_iter().flat_map(|name| self.pods.selected(name, pods)),
+            );
         }
         Some(found)
     }
@@ -167,11 +177,16 @@ fn ports(policy: &Policy, rule: &Rule, field: &str, owners: &[&Pod], findings: &
         let what = match port {
             PortMatch::All(_) => continue,
             PortMatch::Range { protocol, first, last } => {
-                let inside = |(of, number): &(Protocol, Port)| of == protocol && (first..=last).contains(&number);
+                let inside =
+                    |(of, number): &(Protocol, Port)| of == protocol && (first..=last).contains(&number);
                 if owners.iter().any(|pod| pod.declared_ports.iter().any(inside)) {
                     continue;
                 }
-                if first == last { format!("{first}/{protocol}") } else { format!("{first}-{last}/{protocol}") }
+                if first == last {
+                    format!("{first}/{protocol}")
+                } else {
+                    format!("{first}-{last}/{protocol}")
+                }
             }
             PortMatch::Named { protocol, name } => {
                 let same = |port: &weft_model::NamedPort| port.protocol == *protocol && port.name == *name;

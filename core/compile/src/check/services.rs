@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use weft_model::{EndpointCondition, EndpointSlice, Finding, Pod, Service, ServiceKey, ServiceKind, Snapshot, TargetPort};
+use weft_model::{
+    EndpointCondition, EndpointSlice, Finding, Pod, Service, ServiceKey, ServiceKind, Snapshot, TargetPort,
+};
 
 use super::{Pods, hint, warning};
 
