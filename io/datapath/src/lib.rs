@@ -5,6 +5,7 @@
 
 mod apply;
 mod collect;
+mod compare;
 mod datapath;
 mod device;
 mod error;
@@ -22,6 +23,7 @@ mod routes;
 mod tables;
 
 pub use apply::Report;
+pub use compare::gateways;
 pub use datapath::{Config, Datapath};
 pub use error::{ApplyError, NetlinkError, OpenError, PodError, ReadError};
 pub use events::{Counters, EventReader};
@@ -30,3 +32,7 @@ pub use pods::{PodAttachment, PodLink, device_name};
 pub use programs::{OBJECT, Programs};
 pub use read_back::Tables;
 pub use tables::KernelTables;
+
+/// What clusters of one fabric use unless told otherwise; the port is IANA's (RFC 7348, 5).
+pub const VXLAN_VNI: u32 = 1;
+pub const VXLAN_PORT: u16 = 4789;

@@ -1,0 +1,39 @@
+//! The agent's configuration in the terms of each shell.
+
+use weft_datapath as datapath;
+use weft_lab::fabric::config::AgentConfig;
+use weft_lab::fabric::spec;
+use weft_model::{Addr, Cidr, ClusterSettings, Routing};
+
+pub fn datapath(config: &AgentConfig) -> datapath::Config {
+    datapath::Config {
+        bpffs_dir: config.bpffs_dir.clone(),
+        cgroup_dir: config.cgroup_dir.clone(),
+        uplink: config.uplink.clone(),
+        routing: routing(config),
+        flow_entries: datapath::Config::DEFAULT_FLOW_ENTRIES,
+    }
+}
+
+pub fn cluster(config: &AgentConfig) -> ClusterSettings {
+    ClusterSettings {
+        pod_cidrs: cidrs(&config.cluster_cidrs.pods),
+        service_cidrs: cidrs(&config.cluster_cidrs.services),
+        node_cidrs: cidrs(&config.cluster_cidrs.nodes),
+        routing: routing(config),
+        dns_addresses: config.dns_ips.iter().copied().map(Addr::from).collect(),
+        cluster_domain: config.cluster_domain.clone(),
+        mtu: config.mtu,
+    }
+}
+
+fn routing(config: &AgentConfig) -> Routing {
+    match config.routing {
+        spec::Routing::Direct => Routing::Direct,
+        spec::Routing::Vxlan => Routing::Vxlan { vni: datapath::VXLAN_VNI, port: datapath::VXLAN_PORT },
+    }
+}
+
+fn cidrs(nets: &[ipnet::IpNet]) -> Vec<Cidr> {
+    nets.iter().filter_map(|net| Cidr::around(net.addr().into(), net.prefix_len())).collect()
+}

@@ -1,0 +1,297 @@
+//! `weft policy matrix`: who may reach whom, as computed and, on request, as measured from inside every pod.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use futures::StreamExt;
+use serde::Serialize;
+use weft_decide::{Cell, Reach, Target};
+use weft_model::{PodKey, Protocol, Snapshot};
+
+use super::exec::exec;
+use super::probe::{self, Outcome};
+use crate::fabrics::Fabric;
+use crate::output::{Colour, Format, mark, paint};
+
+/// How long a silent target is given: the first SYN and two of its repetitions.
+const PATIENCE_MS: u64 = 3_500;
+/// Pods that probe at the same time.
+const PODS_AT_ONCE: usize = 6;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    target: crate::Target,
+    /// Also try every cell from inside its pod, through the kernel, and compare
+    #[arg(long)]
+    probe: bool,
+    /// Only from pods of this namespace
+    #[arg(long, short)]
+    namespace: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    #[serde(flatten)]
+    cell: &'a Cell,
+    computed: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<Outcome>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agrees: Option<bool>,
+}
+
+/// Fails when what was measured is not what was computed.
+pub async fn run(args: Args) -> Result<ExitCode> {
+    let fabric = Fabric::find(&args.target.name)?;
+    let (snapshot, _) = fabric.snapshot().await?;
+    let mut cells = weft_decide::matrix(&snapshot);
+    if let Some(namespace) = &args.namespace {
+        cells.retain(|cell| cell.from.namespace.as_str() == namespace);
+    }
+    let measured = if args.probe { Some(measure(&fabric, &cells).await?) } else { None };
+    let rows: Vec<Row> = cells
+        .iter()
+        .enumerate()
+        .map(|(index, cell)| row(cell, measured.as_ref().map(|m| m[index])))
+        .collect();
+    let differing: Vec<&Row> = rows.iter().filter(|row| row.agrees == Some(false)).collect();
+    match args.target.output {
+        Format::Json => println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "cells": rows }))?),
+        Format::Text => {
+            print!("{}", render(&cells));
+            if args.probe {
+                print_comparison(&rows, &differing);
+            }
+        }
+    }
+    Ok(if differing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The computed matrix as text, for the summary of `weft up`.
+pub fn compact(snapshot: &Snapshot) -> String {
+    render(&weft_decide::matrix(snapshot))
+}
+
+fn row(cell: &Cell, measured: Option<Outcome>) -> Row<'_> {
+    let agrees = measured.map(|measured| agrees(&cell.reach, measured));
+    Row { cell, computed: cell.reach.to_string(), measured, agrees }
+}
+
+/// A denied packet is dropped, so from inside it looks like silence.
+fn agrees(computed: &Reach, measured: Outcome) -> bool {
+    match computed {
+        Reach::Connected => measured == Outcome::Connected,
+        Reach::Refused { .. } => measured == Outcome::Refused,
+        Reach::Denied { .. } => measured == Outcome::Silent,
+        // Which backend answers is chance: any of the outcomes of its backends is right.
+        Reach::Mixed(each) => each.iter().any(|reach| agrees(reach, measured)),
+    }
+}
+
+fn print_comparison(rows: &[Row], differing: &[&Row]) {
+    if differing.is_empty() {
+        println!("\n{} measured through the kernel: all {} cells as computed", mark(true), rows.len());
+        return;
+    }
+    println!("\n{} {} of {} cells are not as computed:", mark(false), differing.len(), rows.len());
+    for row in differing {
+        let cell = row.cell;
+        let measured = row.measured.map_or("?".to_owned(), |measured| format!("{measured:?}").to_lowercase());
+        println!(
+            "  {} -> {} {}:{}/{}: computed {}, measured {}",
+            cell.from,
+            cell.to,
+            cell.address,
+            cell.port,
+            cell.protocol,
+            row.computed,
+            paint(Colour::Red, measured)
+        );
+    }
+}
+
+/// Probes all cells, grouped by the pod they start from; outcomes in the order of the cells.
+async fn measure(fabric: &Fabric, cells: &[Cell]) -> Result<Vec<Outcome>> {
+    let client = fabric.client().await?;
+    let exe = std::env::current_exe().context("cannot find the running program")?;
+    let command = [exe.display().to_string(), "lab".to_owned(), "probe".to_owned()];
+    let mut by_pod: BTreeMap<&PodKey, Vec<usize>> = BTreeMap::new();
+    for (index, cell) in cells.iter().enumerate() {
+        by_pod.entry(&cell.from).or_default().push(index);
+    }
+    let probes = by_pod.into_iter().map(|(pod, indexes)| {
+        let targets: Vec<probe::Target> = indexes.iter().map(|index| target(&cells[*index])).collect();
+        let (client, command) = (client.clone(), &command);
+        async move {
+            let answer = exec(&client, pod, command, serde_json::to_vec(&targets)?).await?;
+            let outcomes: Vec<Outcome> =
+                serde_json::from_slice(&answer).with_context(|| format!("pod {pod}: the probe's answer"))?;
+            anyhow::ensure!(
+                outcomes.len() == indexes.len(),
+                "pod {pod}: {} answers for {} targets",
+                outcomes.len(),
+                indexes.len()
+            );
+            Ok::<_, anyhow::Error>(indexes.into_iter().zip(outcomes).collect::<Vec<_>>())
+        }
+    });
+    let mut probes = futures::stream::iter(probes).buffer_unordered(PODS_AT_ONCE);
+    let mut measured = vec![Outcome::Unreachable; cells.len()];
+    while let Some(outcomes) = probes.next().await {
+        for (index, outcome) in outcomes? {
+            measured[index] = outcome;
+        }
+    }
+    Ok(measured)
+}
+
+fn target(cell: &Cell) -> probe::Target {
+    probe::Target {
+        address: SocketAddr::new(cell.address.to_ip(), cell.port.0),
+        udp: cell.protocol == Protocol::UDP,
+        patience_ms: PATIENCE_MS,
+    }
+}
+
+/// Rows are pods, columns the targets; replicas that agree in everything share a row.
+fn render(cells: &[Cell]) -> String {
+    let columns: BTreeSet<Column> = cells.iter().filter(|cell| is_service(cell)).map(Column::of).collect();
+    let columns = if columns.is_empty() { cells.iter().map(Column::of).collect() } else { columns };
+    let mut rows: BTreeMap<&PodKey, BTreeMap<Column, Mark>> = BTreeMap::new();
+    for cell in cells {
+        let column = Column::of(cell);
+        if columns.contains(&column) {
+            let seen = rows.entry(&cell.from).or_default().entry(column).or_insert(Mark::of(&cell.reach));
+            *seen = seen.and(Mark::of(&cell.reach));
+        }
+    }
+    let mut text = String::new();
+    if rows.is_empty() {
+        return "no pods, or nothing to reach\n".to_owned();
+    }
+    legend(&mut text, &columns);
+    table(&mut text, &columns, &alike(rows));
+    text
+}
+
+fn is_service(cell: &Cell) -> bool {
+    matches!(cell.to, Target::Service(_))
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord, Clone)]
+struct Column {
+    to: String,
+    port: String,
+}
+
+impl Column {
+    fn of(cell: &Cell) -> Self {
+        let port = match cell.protocol {
+            Protocol::TCP => cell.port.to_string(),
+            other => format!("{}/{other}", cell.port),
+        };
+        Self { to: cell.to.to_string(), port }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Mark {
+    Reaches,
+    Refused,
+    Denied,
+    Mixed,
+}
+
+impl Mark {
+    fn of(reach: &Reach) -> Self {
+        match reach {
+            Reach::Connected => Self::Reaches,
+            Reach::Refused { .. } => Self::Refused,
+            Reach::Denied { .. } => Self::Denied,
+            Reach::Mixed(_) => Self::Mixed,
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        if self == other { self } else { Self::Mixed }
+    }
+
+    fn glyph(self) -> String {
+        match self {
+            Self::Reaches => paint(Colour::Green, "✓"),
+            Self::Refused => paint(Colour::Yellow, "r"),
+            Self::Denied => paint(Colour::Red, "·"),
+            Self::Mixed => paint(Colour::Yellow, "?"),
+        }
+    }
+}
+
+fn legend(text: &mut String, columns: &BTreeSet<Column>) {
+    for (number, column) in columns.iter().enumerate() {
+        writeln!(text, "  {:>2}  {}:{}", number + 1, column.to, column.port).expect("writing to a String");
+    }
+    writeln!(
+        text,
+        "  {} reaches   {} denied   {} refused: no endpoints, or nobody listens   {} depends on backend or family",
+        Mark::Reaches.glyph(),
+        Mark::Denied.glyph(),
+        Mark::Refused.glyph(),
+        Mark::Mixed.glyph()
+    )
+    .expect("writing to a String");
+}
+
+type Marks = BTreeMap<Column, Mark>;
+
+/// Pods of one workload that reach the same are one row.
+fn alike(rows: BTreeMap<&PodKey, Marks>) -> Vec<(String, Marks)> {
+    let mut merged: BTreeMap<(String, Vec<(Column, Mark)>), usize> = BTreeMap::new();
+    for (pod, marks) in rows {
+        let key = (format!("{}/{}", pod.namespace, workload(&pod.name)), marks.into_iter().collect());
+        *merged.entry(key).or_default() += 1;
+    }
+    let name = |name: String, count: usize| if count > 1 { format!("{name} ×{count}") } else { name };
+    merged.into_iter().map(|((pod, marks), count)| (name(pod, count), marks.into_iter().collect())).collect()
+}
+
+/// `web-6d4cf56db6-x7k2p` is one of the pods of `web`.
+fn workload(pod: &str) -> &str {
+    let hash = |part: &str, length: std::ops::RangeInclusive<usize>| {
+        length.contains(&part.len()) && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    let Some((rest, suffix)) = pod.rsplit_once('-') else { return pod };
+    match rest.rsplit_once('-') {
+        Some((name, template)) if hash(suffix, 5..=5) && hash(template, 6..=10) => name,
+        _ => pod,
+    }
+}
+
+fn table(text: &mut String, columns: &BTreeSet<Column>, rows: &[(String, Marks)]) {
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let heads: String = (1..=columns.len()).map(|number| format!("{number:>3}")).collect();
+    writeln!(text, "  {:width$} {heads}", "").expect("writing to a String");
+    for (name, marks) in rows {
+        let pad = " ".repeat(width - name.chars().count());
+        let cells: String = columns
+            .iter()
+            .map(|column| format!("  {}", marks.get(column).map_or(" ".to_owned(), |mark| mark.glyph())))
+            .collect();
+        writeln!(text, "  {name}{pad} {cells}").expect("writing to a String");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_share_their_workloads_name() {
+        assert_eq!(workload("web-6d4cf56db6-x7k2p"), "web");
+        assert_eq!(workload("db-0"), "db-0");
+        assert_eq!(workload("client"), "client");
+    }
+}

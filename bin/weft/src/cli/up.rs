@@ -1,0 +1,251 @@
+//! `weft up`: weaves a cluster on this machine, brings an application up on it, shows what there is, and stays until Ctrl-C.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use ipnet::{Ipv4Net, Ipv6Net};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::ListParams;
+use weft_lab::fabric::{self, Families, Routing, Spec};
+
+use super::summary;
+use crate::fabrics::DEFAULT_NAME;
+use crate::manifests::{self, Manifests};
+use crate::output::{Colour, Progress, mark, paint, seconds};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The cluster's name
+    #[arg(long, default_value = DEFAULT_NAME)]
+    name: String,
+    /// How many nodes
+    #[arg(long, default_value_t = 3)]
+    nodes: u16,
+    /// How packets reach pods of other nodes
+    #[arg(long, value_enum, default_value = "direct")]
+    routing: RoutingArg,
+    /// Address families of pods and services
+    #[arg(long, value_enum, default_value = "dual")]
+    families: FamiliesArg,
+    /// Port of the Kubernetes API on 127.0.0.1; 0 takes a free one
+    #[arg(long, default_value_t = 0)]
+    api_port: u16,
+    /// Manifests to apply once the nodes are ready: a file or a folder; may be given again
+    #[arg(long, value_name = "PATH")]
+    apply: Vec<PathBuf>,
+    /// Namespace of objects that name none
+    #[arg(long, short, default_value = "default")]
+    namespace: String,
+    /// IPv4 range of the pods
+    #[arg(long)]
+    pods_v4: Option<Ipv4Net>,
+    /// IPv6 range of the pods
+    #[arg(long)]
+    pods_v6: Option<Ipv6Net>,
+    /// IPv4 range of the services
+    #[arg(long)]
+    services_v4: Option<Ipv4Net>,
+    /// IPv6 range of the services
+    #[arg(long)]
+    services_v6: Option<Ipv6Net>,
+    /// IPv4 range of the nodes
+    #[arg(long)]
+    nodes_v4: Option<Ipv4Net>,
+    /// MTU of the links between nodes
+    #[arg(long, default_value_t = 1500)]
+    mtu: u32,
+    /// Resolvers for names outside the cluster, instead of those of /etc/resolv.conf
+    #[arg(long, value_name = "ADDRESS")]
+    upstream: Vec<IpAddr>,
+    /// How long to wait for the pods to become ready before showing what there is
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    wait: u64,
+    /// Weave, show, and take everything down again
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum RoutingArg {
+    /// Plain routes: nodes share a link
+    Direct,
+    /// Encapsulated: works over any network
+    Vxlan,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum FamiliesArg {
+    Dual,
+    Ipv4,
+    Ipv6,
+}
+
+impl Args {
+    fn spec(&self) -> Spec {
+        let mut spec = Spec {
+            name: self.name.clone(),
+            nodes: self.nodes,
+            routing: match self.routing {
+                RoutingArg::Direct => Routing::Direct,
+                RoutingArg::Vxlan => Routing::Vxlan,
+            },
+            families: match self.families {
+                FamiliesArg::Dual => Families::Dual,
+                FamiliesArg::Ipv4 => Families::Ipv4,
+                FamiliesArg::Ipv6 => Families::Ipv6,
+            },
+            api_port: self.api_port,
+            mtu: self.mtu,
+            upstreams: self.upstream.iter().map(ToString::to_string).collect(),
+            ..Spec::default()
+        };
+        let set =
+            |place: &mut Ipv4Net, given: Option<Ipv4Net>| given.into_iter().for_each(|net| *place = net);
+        set(&mut spec.pods.v4, self.pods_v4);
+        set(&mut spec.services.v4, self.services_v4);
+        set(&mut spec.node_net.v4, self.nodes_v4);
+        self.pods_v6.into_iter().for_each(|net| spec.pods.v6 = net);
+        self.services_v6.into_iter().for_each(|net| spec.services.v6 = net);
+        spec
+    }
+}
+
+pub async fn run(args: Args) -> Result<()> {
+    // A manifest that cannot be read is said before anything is woven.
+    let manifests = read_all(&args.apply)?;
+    let spec = args.spec();
+    println!("{}", paint(Colour::Bold, format!("Weaving {} with {} nodes", spec.name, spec.nodes)));
+    let progress = Arc::new(Mutex::new(Progress::start()));
+    let mut fabric = fabric::up(spec, reporter(progress.clone())).await?;
+    let kubeconfig = fabric.paths().admin_kubeconfig();
+    let shown = tokio::select! {
+        shown = bring_up(&args, &kubeconfig, &manifests, &progress) => Some(shown),
+        () = fabric.interrupted() => None,
+    };
+    if let Some(Err(error)) = &shown {
+        eprintln!("{} {error:#}", mark(false));
+    }
+    if shown.is_some() && !args.once {
+        println!("{}", paint(Colour::Dim, "Ctrl-C takes everything down."));
+        fabric.interrupted().await;
+    }
+    println!();
+    let name = args.name.clone();
+    let started = Instant::now();
+    fabric.down().await?;
+    println!("{} {name} is down; nothing of it is left ({})", mark(true), seconds(started.elapsed()));
+    match shown {
+        Some(Err(error)) if args.once => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn read_all(paths: &[PathBuf]) -> Result<Manifests> {
+    let mut all = Manifests::default();
+    for path in paths {
+        let read = manifests::read(path)?;
+        all.objects.extend(read.objects);
+        all.problems.extend(read.problems);
+    }
+    Ok(all)
+}
+
+fn reporter(progress: Arc<Mutex<Progress>>) -> Arc<fabric::Report> {
+    Arc::new(move |event| {
+        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            fabric::Progress::Step(text) => progress.step(text),
+            fabric::Progress::Done { .. } => progress.finish_step(),
+            fabric::Progress::Nodes { ready, of } => progress.detail(format!("{ready} of {of} ready")),
+            fabric::Progress::Restarting { process, why } => {
+                eprintln!("  {} {process} {why}; starting it again", paint(Colour::Yellow, "!"));
+            }
+            fabric::Progress::Warning(text) => eprintln!("  {} {text}", paint(Colour::Yellow, "!")),
+        }
+    })
+}
+
+async fn bring_up(
+    args: &Args,
+    kubeconfig: &Path,
+    manifests: &Manifests,
+    progress: &Mutex<Progress>,
+) -> Result<()> {
+    let client = weft_kube::client_from_kubeconfig(kubeconfig).await?;
+    let lock = || progress.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut problems = manifests.problems.clone();
+    if !manifests.objects.is_empty() {
+        lock().step(format!("applying {} objects", manifests.objects.len()));
+        let applied = manifests::apply(&client, &manifests.objects, &args.namespace).await?;
+        lock().finish_step();
+        problems.extend(applied.problems);
+        lock().step("starting the pods");
+        let waited = wait_for_pods(&client, Duration::from_secs(args.wait), |ready, of| {
+            lock().detail(format!("{ready} of {of} ready"));
+        })
+        .await?;
+        lock().finish_step();
+        problems.extend(waited);
+    }
+    let elapsed = lock().elapsed();
+    println!("  up in {}", paint(Colour::Bold, seconds(elapsed)));
+    for problem in &problems {
+        eprintln!("{} {problem}", mark(false));
+    }
+    summary::print(&args.name).await
+}
+
+/// Waits until every pod is ready or finished; returns what is not by then.
+async fn wait_for_pods(
+    client: &kube::Client,
+    patience: Duration,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Vec<String>> {
+    let deadline = Instant::now() + patience;
+    let pods: Api<Pod> = Api::all(client.clone());
+    let deployments: Api<k8s_openapi::api::apps::v1::Deployment> = Api::all(client.clone());
+    loop {
+        let all = pods.list(&ListParams::default()).await?.items;
+        let waiting: Vec<String> = all.iter().filter(|pod| !is_settled(pod)).map(unready).collect();
+        progress(all.len() - waiting.len(), all.len());
+        // The pods of a workload applied a moment ago may not exist yet.
+        let complete = deployments.list(&ListParams::default()).await?.items.iter().all(has_all_replicas);
+        if waiting.is_empty() && complete {
+            return Ok(Vec::new());
+        }
+        if Instant::now() >= deadline {
+            return Ok(waiting);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn has_all_replicas(deployment: &k8s_openapi::api::apps::v1::Deployment) -> bool {
+    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let status = deployment.status.clone().unwrap_or_default();
+    status.observed_generation.is_some() && status.replicas.unwrap_or(0) >= wanted
+}
+
+fn is_settled(pod: &Pod) -> bool {
+    let status = pod.status.clone().unwrap_or_default();
+    let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let mut conditions = status.conditions.into_iter().flatten();
+    finished || conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn unready(pod: &Pod) -> String {
+    let meta = &pod.metadata;
+    let status = pod.status.clone().unwrap_or_default();
+    let condition = status.conditions.into_iter().flatten().find(|condition| condition.status == "False");
+    let why = condition.and_then(|condition| condition.message.or(condition.reason));
+    format!(
+        "Pod {}/{} is not ready: {}",
+        meta.namespace.as_deref().unwrap_or("default"),
+        meta.name.as_deref().unwrap_or("?"),
+        why.unwrap_or_else(|| format!("phase {}", status.phase.unwrap_or_default()))
+    )
+}
