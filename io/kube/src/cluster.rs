@@ -191,13 +191,21 @@ async fn watch_from<K: Kind>(client: &Client, shared: &Shared, initial: Initial)
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
+                // The start of a list is announced before the server is asked, and says nothing about it.
+                let heard = !matches!(event, watcher::Event::Init);
                 let effect = lock(&shared.store).apply::<K>(event);
-                shared.recovered(K::INDEX);
+                if heard {
+                    shared.recovered(K::INDEX);
+                }
                 if effect == Effect::Changed {
                     shared.dirty.notify_one();
                 }
             }
             Err(error) if initial == Initial::Stream && cannot_stream(&error) => return Ended::CannotStream,
+            // Ordinary after a long silence: the watcher lists again.
+            Err(watcher::Error::WatchError(status)) if status.code == 410 => {
+                tracing::debug!(kind = K::PLURAL, "the watched version expired; listing again");
+            }
             Err(error) => shared.failed(K::INDEX, say(&error)),
         }
     }

@@ -182,4 +182,7 @@ async fn a_server_that_is_not_there_is_said_to_be_lost_and_named() {
     let view =
         tokio::time::timeout(Duration::from_secs(30), lost).await.expect("it is lost").unwrap().clone();
     assert!(!view.synced);
+    let reconnected = views.wait_for(|later| !matches!(later.link, Link::Lost { .. }));
+    let waited = tokio::time::timeout(Duration::from_secs(2), reconnected).await;
+    assert!(waited.is_err(), "further attempts that fail are no connection");
 }
