@@ -67,10 +67,18 @@ impl Source {
         self.path.extension().is_some_and(|extension| extension == "rs")
     }
 
+    /// Whether it is a program beside the crate: it may read clocks and files.
+    pub fn is_example(&self) -> bool {
+        self.is_below("examples")
+    }
+
     /// Whether all of it is tests.
     pub fn is_test(&self) -> bool {
-        let folder = |name: &str| self.path.components().any(|part| part.as_os_str() == name);
-        folder("tests") || self.path.file_stem().is_some_and(|stem| stem == "tests")
+        self.is_below("tests") || self.path.file_stem().is_some_and(|stem| stem == "tests")
+    }
+
+    fn is_below(&self, folder: &str) -> bool {
+        self.path.components().any(|part| part.as_os_str() == folder)
     }
 
     /// Up to the module of unit tests, which comes last in a file.
