@@ -20,21 +20,25 @@ static __always_inline bool came_through(struct __sk_buff *skb, const struct wef
            same_addr((const struct weft_addr *)key.remote_ipv6, via);
 }
 
-static __always_inline bool is_spoofed(struct __sk_buff *skb, const struct packet *packet)
+/* Whether a packet from such a source may come this way. */
+static __always_inline bool is_spoofed(struct __sk_buff *skb, const struct weft_end *from)
 {
-    if (bpf_map_lookup_elem(&endpoints, &packet->source))
-        return true;
-    const struct weft_route *route = route_to(&packet->source);
-    if (route && route->kind == WEFT_ROUTE_OWN_PODS)
+    __u32 kind = from->kind;
+    if (kind == WEFT_END_POD || kind == WEFT_END_HOST || kind == WEFT_END_OWN_PODS)
         return true;
     if (weft_config.routing != WEFT_ROUTING_VXLAN)
         return false;
     if (skb->ifindex != weft_config.tunnel_ifindex)
-        return route && route->flags & WEFT_ROUTE_IS_POD;
-    if (!route || route->kind != WEFT_ROUTE_REMOTE)
+        return kind == WEFT_END_REMOTE_POD || kind == WEFT_END_CLUSTER_PODS;
+    if (kind != WEFT_END_REMOTE && kind != WEFT_END_REMOTE_POD)
         return true;
-    struct weft_addr via = route->via;
-    return !came_through(skb, &via);
+    return !came_through(skb, (const struct weft_addr *)from->target);
+}
+
+static __always_inline bool is_known(struct __sk_buff *skb, const struct found *found)
+{
+    struct weft_end from = found->from_b ? found->flow->ends[1] : found->flow->ends[0];
+    return !is_spoofed(skb, &from);
 }
 
 SEC("tc")
@@ -42,22 +46,33 @@ int from_net(struct __sk_buff *skb)
 {
     struct packet packet = {};
     struct verdict verdict = {};
+    struct found found;
+    struct weft_end end;
     if (parse_network(skb, &packet))
         return to_node(skb);
     const struct weft_endpoint *local = bpf_map_lookup_elem(&endpoints, &packet.destination);
     if (!local || local->kind != WEFT_ENDPOINT_POD) {
-        const struct weft_route *route = local ? NULL : route_to(&packet.destination);
-        if (!route || route->kind != WEFT_ROUTE_OWN_PODS)
+        end.kind = WEFT_END_HOST;
+        if (!local)
+            resolve_route(&packet.destination, &end);
+        if (end.kind != WEFT_END_OWN_PODS)
             return to_node(skb);
         return refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, WEFT_REASON_NO_SUCH_POD);
     }
-    __u8 broken = is_spoofed(skb, &packet) ? WEFT_REASON_SPOOFED_SOURCE : parse_transport(skb, &packet);
-    if (broken)
-        return refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, broken);
-    track(skb, &packet, WEFT_HOOK_FROM_NET, &verdict);
+    __u8 broken = parse_transport(skb, &packet);
+    if (!broken && find_current(&packet, &found) && is_known(skb, &found)) {
+        follow_flow(skb, &packet, found.flow, found.from_b, WEFT_HOOK_FROM_NET, &verdict);
+    } else {
+        resolve(&packet.source, &end);
+        if (is_spoofed(skb, &end))
+            broken = WEFT_REASON_SPOOFED_SOURCE;
+        if (broken)
+            return refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, broken);
+        track(skb, &packet, &found, WEFT_HOOK_FROM_NET, &verdict);
+    }
     if (is_denial(verdict.reason))
         return refuse(skb, &packet, WEFT_HOOK_FROM_NET, &verdict);
     if (packet.hop_limit <= 1)
         to_node(skb);
-    return deliver(skb, &packet, local, WEFT_HOOK_FROM_NET, verdict.reason);
+    return deliver(skb, &packet, WEFT_HOOK_FROM_NET, &verdict);
 }

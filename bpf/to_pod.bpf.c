@@ -1,11 +1,18 @@
 /* What the node's own stack sends to a pod: tcx egress on the host side of its link. Deliveries by redirect do not pass here. */
 #include "lib/forward.h"
 
+static __always_inline bool is_own_stack(const struct weft_addr *addr)
+{
+    const struct weft_endpoint *endpoint = bpf_map_lookup_elem(&endpoints, addr);
+    return endpoint && endpoint->kind == WEFT_ENDPOINT_HOST;
+}
+
 SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
     struct packet packet = {};
     struct verdict verdict = {};
+    struct found found;
     __u8 broken = parse_network(skb, &packet);
     if (broken == WEFT_REASON_NOT_IP)
         return TO_STACK;
@@ -17,10 +24,11 @@ int to_pod(struct __sk_buff *skb)
         broken = parse_transport(skb, &packet);
     if (broken)
         return refuse_with(skb, &packet, WEFT_HOOK_TO_POD, broken);
-    track(skb, &packet, WEFT_HOOK_TO_POD, &verdict);
+    track(skb, &packet, &found, WEFT_HOOK_TO_POD, &verdict);
     if (is_denial(verdict.reason)) {
-        const struct weft_endpoint *sender = bpf_map_lookup_elem(&endpoints, &packet.source);
-        if (!sender || sender->kind != WEFT_ENDPOINT_HOST)
+        /* Its node reaches a pod even on a flow that the pod itself may no longer use. */
+        bool is_policy = verdict.reason <= WEFT_REASON_IDENTITY_UNKNOWN;
+        if (!is_policy || !is_own_stack(&packet.source))
             return refuse(skb, &packet, WEFT_HOOK_TO_POD, &verdict);
         verdict.reason = WEFT_REASON_FROM_OWN_NODE;
     }

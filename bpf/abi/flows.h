@@ -12,6 +12,30 @@ struct weft_flow_key {
     __u8 reserved[3];
 };
 
+/* What an address is to this node. */
+enum weft_end_kind {
+    WEFT_END_POD = 1,
+    /* The node's own stack. */
+    WEFT_END_HOST = 2,
+    /* Another node, and pods of another node: through a next hop. */
+    WEFT_END_REMOTE = 3,
+    WEFT_END_REMOTE_POD = 4,
+    /* In this node's pod prefixes, and no pod. */
+    WEFT_END_OWN_PODS = 5,
+    WEFT_END_SERVICES = 6,
+    /* In the cluster's pod prefixes, and no route. */
+    WEFT_END_CLUSTER_PODS = 7,
+    WEFT_END_OUTSIDE = 8,
+};
+
+struct weft_end {
+    /* Of a pod's host side; 0 while there is none. */
+    __u32 ifindex;
+    __u32 kind;
+    /* A pod's link addresses in the order of an Ethernet header, or the next hop. */
+    __u32 target[4];
+};
+
 enum weft_flow_flags {
     WEFT_FLOW_OPENED_BY_B = 1,
 };
@@ -39,6 +63,8 @@ struct weft_flow {
     __u8 flags;
     __u8 tcp;
     __u8 reserved;
+    /* Of `a` and `b`, as they were in `epoch`: spares the look-ups for every packet but the first. */
+    struct weft_end ends[2];
 };
 
 /* Map `fragments`: what the first fragment said. `protocol` is the one beside the fragment's identification. */

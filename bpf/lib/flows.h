@@ -7,6 +7,15 @@ struct verdict {
     __u32 egress_rule;
     __u32 ingress_rule;
     __u8 reason;
+    /* What the packet's destination is to this node, when it is not a denial. */
+    struct weft_end to;
+};
+
+/* The entry of a packet's flow and the side the packet comes from. */
+struct found {
+    struct weft_flow_key key;
+    struct weft_flow *flow;
+    bool from_b;
 };
 
 /* Returns whether the packet's source is `b`. */
@@ -30,13 +39,20 @@ static __always_inline __u32 current_epoch(void)
     return now ? *now : 0;
 }
 
-static __always_inline void report_flow(struct __sk_buff *skb, const struct packet *packet, const struct weft_flow *flow, __u8 kind,
-                                        __u8 hook)
+/* Told from the opener's side, whoever sent the packet. */
+static __always_inline void report_flow(struct __sk_buff *skb, const struct packet *packet, const struct weft_flow *flow,
+                                        bool from_opener, __u8 kind, __u8 hook)
 {
     struct weft_event *event = reserve_event(kind, hook, flow->reason);
     if (!event)
         return;
     describe(event, packet, skb);
+    if (!from_opener) {
+        event->source = packet->destination;
+        event->destination = packet->source;
+        event->source_port = packet->destination_port;
+        event->destination_port = packet->source_port;
+    }
     event->egress_rule = flow->egress_rule;
     event->ingress_rule = flow->ingress_rule;
     __builtin_memcpy(event->packets, flow->packets, sizeof(event->packets));
@@ -61,111 +77,157 @@ static __always_inline void follow_tcp(struct __sk_buff *skb, const struct packe
     if (flow->tcp & WEFT_FLOW_ENDED || !(flow->tcp & WEFT_FLOW_RESET || (flow->tcp & both) == both))
         return;
     flow->tcp |= WEFT_FLOW_ENDED;
-    report_flow(skb, packet, flow, WEFT_EVENT_ENDED, hook);
+    if (is_reachable(&flow->ends[0]) && is_reachable(&flow->ends[1]))
+        report_flow(skb, packet, flow, from_opener, WEFT_EVENT_ENDED, hook);
 }
 
+/* Policy, or where an end is, has changed since: asked anew in the direction that opened the flow. */
 static __noinline void judge_again(const struct weft_flow_key *key, struct weft_flow *flow, __u32 now)
 {
     if (!key || !flow)
         return;
     struct judgement judgement;
-    if (flow->flags & WEFT_FLOW_OPENED_BY_B)
-        judge(&key->b, &key->a, key->protocol, key->port_a, &judgement);
-    else
-        judge(&key->a, &key->b, key->protocol, key->port_b, &judgement);
+    bool opened_by_b = flow->flags & WEFT_FLOW_OPENED_BY_B;
+    const struct weft_endpoint *a = resolve(&key->a, &flow->ends[0]);
+    const struct weft_endpoint *b = resolve(&key->b, &flow->ends[1]);
+    struct pair pair = {
+        .opener = opened_by_b ? &key->b : &key->a,
+        .responder = opened_by_b ? &key->a : &key->b,
+        .port = opened_by_b ? key->port_a : key->port_b,
+        .protocol = key->protocol,
+    };
+    judge(&pair, opened_by_b ? b : a, opened_by_b ? a : b, &judgement);
     flow->reason = judgement.reason;
     flow->egress_rule = judgement.egress_rule;
     flow->ingress_rule = judgement.ingress_rule;
     flow->epoch = now;
 }
 
-static __always_inline void open_flow(struct __sk_buff *skb, const struct packet *packet, const struct weft_flow_key *key, bool from_b,
-                                      __u8 hook, struct verdict *verdict)
+static __always_inline void open_flow(struct __sk_buff *skb, const struct packet *packet, const struct found *found, __u8 hook,
+                                      struct verdict *verdict)
 {
+    __u32 zero = 0;
+    struct weft_flow *flow = bpf_map_lookup_elem(&draft, &zero);
+    verdict->reason = WEFT_REASON_TABLE_FULL;
+    if (!flow)
+        return;
     struct judgement judgement;
-    judge(&packet->source, &packet->destination, packet->protocol, packet->destination_port, &judgement);
-    verdict->reason = judgement.reason;
-    verdict->egress_rule = judgement.egress_rule;
-    verdict->ingress_rule = judgement.ingress_rule;
+    struct pair pair = {
+        .opener = &packet->source,
+        .responder = &packet->destination,
+        .port = packet->destination_port,
+        .protocol = packet->protocol,
+    };
+    __builtin_memset(flow, 0, sizeof(*flow));
+    const struct weft_endpoint *sender = resolve(&packet->source, found->from_b ? &flow->ends[1] : &flow->ends[0]);
+    const struct weft_endpoint *receiver = resolve(&packet->destination, &verdict->to);
+    judge(&pair, sender, receiver, &judgement);
+    verdict->reason = flow->reason = judgement.reason;
+    verdict->egress_rule = flow->egress_rule = judgement.egress_rule;
+    verdict->ingress_rule = flow->ingress_rule = judgement.ingress_rule;
     if (is_denial(judgement.reason))
         return;
-    __u64 now = bpf_ktime_get_coarse_ns();
-    struct weft_flow flow = {
-        .created = now,
-        .last_seen = now,
-        .packets = {1, 0},
-        .bytes = {skb->len, 0},
-        .epoch = current_epoch(),
-        .egress_rule = judgement.egress_rule,
-        .ingress_rule = judgement.ingress_rule,
-        .reason = judgement.reason,
-        .flags = from_b ? WEFT_FLOW_OPENED_BY_B : 0,
-    };
-    if (bpf_map_update_elem(&flows, key, &flow, BPF_ANY)) {
+    flow->ends[found->from_b ? 0 : 1] = verdict->to;
+    flow->created = flow->last_seen = bpf_ktime_get_coarse_ns();
+    flow->packets[0] = 1;
+    flow->bytes[0] = skb->len;
+    flow->epoch = current_epoch();
+    flow->flags = found->from_b ? WEFT_FLOW_OPENED_BY_B : 0;
+    if (bpf_map_update_elem(&flows, &found->key, flow, BPF_ANY)) {
         verdict->reason = WEFT_REASON_TABLE_FULL;
         return;
     }
-    report_flow(skb, packet, &flow, WEFT_EVENT_NEW_FLOW, hook);
+    if (is_reachable(&verdict->to))
+        report_flow(skb, packet, flow, true, WEFT_EVENT_NEW_FLOW, hook);
 }
 
-static __always_inline void follow_flow(struct __sk_buff *skb, const struct packet *packet, const struct weft_flow_key *key,
-                                        struct weft_flow *flow, bool from_opener, __u8 hook, struct verdict *verdict)
+/* A packet of a flow whose entry is of the current epoch. */
+static __always_inline void follow_flow(struct __sk_buff *skb, const struct packet *packet, struct weft_flow *flow, bool from_b,
+                                        __u8 hook, struct verdict *verdict)
 {
-    __u32 now = current_epoch();
-    if (flow->epoch != now)
-        judge_again(key, flow, now);
+    bool from_opener = from_b == !!(flow->flags & WEFT_FLOW_OPENED_BY_B);
     verdict->egress_rule = flow->egress_rule;
     verdict->ingress_rule = flow->ingress_rule;
     verdict->reason = flow->reason;
     if (is_denial(flow->reason))
         return;
+    verdict->to = from_b ? flow->ends[0] : flow->ends[1];
     if (!from_opener)
         verdict->reason = WEFT_REASON_REPLY;
-    __u32 side = from_opener ? 0 : 1;
     flow->last_seen = bpf_ktime_get_coarse_ns();
-    flow->packets[side]++;
-    flow->bytes[side] += skb->len;
+    if (from_opener) {
+        flow->packets[0]++;
+        flow->bytes[0] += skb->len;
+    } else {
+        flow->packets[1]++;
+        flow->bytes[1] += skb->len;
+    }
     if (packet->protocol == PROTOCOL_TCP)
         follow_tcp(skb, packet, flow, from_opener, hook);
 }
 
-/* An ICMP error belongs to the flow it speaks of. False: there is none. */
-static __noinline bool relate(struct __sk_buff *skb, const struct packet *error, struct verdict *verdict)
+/* A TCP SYN from the side that did not open the flow is no reply, and one after its end is no part of it. */
+static __always_inline bool opens_another(const struct packet *packet, const struct weft_flow *flow, bool from_b)
 {
-    if (!error || !verdict)
+    bool from_opener = from_b == !!(flow->flags & WEFT_FLOW_OPENED_BY_B);
+    return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && (!from_opener || flow->tcp & WEFT_FLOW_ENDED);
+}
+
+static __always_inline void find_flow(const struct packet *packet, struct found *found)
+{
+    found->from_b = flow_key(packet, &found->key);
+    found->flow = bpf_map_lookup_elem(&flows, &found->key);
+}
+
+/* The packet's flow, if nothing has to be asked about it again: most packets end here. */
+static __always_inline bool find_current(const struct packet *packet, struct found *found)
+{
+    if (packet->fragment != FRAGMENT_WHOLE || packet->is_icmp_error) {
+        found->flow = NULL;
+        return false;
+    }
+    find_flow(packet, found);
+    return found->flow && found->flow->epoch == current_epoch() && !opens_another(packet, found->flow, found->from_b);
+}
+
+/* An ICMP error belongs to the flow it speaks of. False: there is none. */
+static __noinline bool relate(struct __sk_buff *skb, const struct packet *error, struct found *found, struct verdict *verdict)
+{
+    if (!error || !found || !verdict)
         return false;
     struct packet quoted = {};
-    struct weft_flow_key key;
     if (!parse_quoted(skb, error, &quoted))
         return false;
-    flow_key(&quoted, &key);
-    struct weft_flow *flow = bpf_map_lookup_elem(&flows, &key);
+    find_flow(&quoted, found);
+    struct weft_flow *flow = found->flow;
     if (!flow)
         return false;
     __u32 now = current_epoch();
     if (flow->epoch != now)
-        judge_again(&key, flow, now);
+        judge_again(&found->key, flow, now);
     verdict->egress_rule = flow->egress_rule;
     verdict->ingress_rule = flow->ingress_rule;
     verdict->reason = is_denial(flow->reason) ? flow->reason : WEFT_REASON_RELATED;
+    resolve(&error->destination, &verdict->to);
     return true;
 }
 
-/* The verdict on one packet. A TCP SYN from the side that did not open the flow opens another: it is no reply. */
-static __always_inline void track(struct __sk_buff *skb, const struct packet *packet, __u8 hook, struct verdict *verdict)
+/* The verdict on a packet that find_current had no answer for; its ends are not spoofed. */
+static __always_inline void track(struct __sk_buff *skb, struct packet *packet, struct found *found, __u8 hook, struct verdict *verdict)
 {
-    if (packet->is_icmp_error && relate(skb, packet, verdict))
+    verdict->reason = complete_fragment(packet);
+    if (verdict->reason)
         return;
-    struct weft_flow_key key;
-    bool from_b = flow_key(packet, &key);
-    struct weft_flow *flow = bpf_map_lookup_elem(&flows, &key);
-    if (flow) {
-        bool from_opener = from_b == !!(flow->flags & WEFT_FLOW_OPENED_BY_B);
-        bool opens = (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-        if (!opens || (from_opener && !(flow->tcp & WEFT_FLOW_ENDED))) {
-            follow_flow(skb, packet, &key, flow, from_opener, hook, verdict);
-            return;
-        }
+    if (packet->is_icmp_error && relate(skb, packet, found, verdict))
+        return;
+    find_flow(packet, found);
+    struct weft_flow *flow = found->flow;
+    if (!flow || opens_another(packet, flow, found->from_b)) {
+        open_flow(skb, packet, found, hook, verdict);
+        return;
     }
-    open_flow(skb, packet, &key, from_b, hook, verdict);
+    __u32 now = current_epoch();
+    if (flow->epoch != now)
+        judge_again(&found->key, flow, now);
+    follow_flow(skb, packet, flow, found->from_b, hook, verdict);
 }

@@ -8,34 +8,6 @@
 #define ADDRESS_FAMILY_V4 2
 #define ADDRESS_FAMILY_V6 10
 
-/* The compiler would otherwise do arithmetic on these fields that the verifier forbids on packet pointers. */
-static __always_inline void *frame_start(struct __sk_buff *skb)
-{
-    void *start;
-    asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(start) : "r"(skb), "i"(offsetof(struct __sk_buff, data)));
-    return start;
-}
-
-static __always_inline void *frame_end(struct __sk_buff *skb)
-{
-    void *end;
-    asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(end) : "r"(skb), "i"(offsetof(struct __sk_buff, data_end)));
-    return end;
-}
-
-static __always_inline const struct weft_route *route_to(const struct weft_addr *addr)
-{
-    struct weft_prefix key = {.bits = 128, .addr = *addr};
-    return bpf_map_lookup_elem(&routes, &key);
-}
-
-/* Whether `addr` is an address of the pod behind this device. */
-static __always_inline bool is_pod_at(const struct weft_addr *addr, __u32 ifindex)
-{
-    const struct weft_endpoint *endpoint = bpf_map_lookup_elem(&endpoints, addr);
-    return endpoint && endpoint->kind == WEFT_ENDPOINT_POD && endpoint->ifindex == ifindex;
-}
-
 /* Every dropped packet ends here. */
 static __always_inline int refuse(struct __sk_buff *skb, const struct packet *packet, __u8 hook, const struct verdict *verdict)
 {
@@ -82,32 +54,27 @@ static __always_inline bool lower_hop_limit(struct __sk_buff *skb, const struct 
     return true;
 }
 
-static __always_inline bool set_link_addresses(struct __sk_buff *skb, const struct weft_endpoint *endpoint)
+static __always_inline bool set_link_addresses(struct __sk_buff *skb, const struct weft_end *pod)
 {
     void *frame = frame_start(skb);
     if (frame + ETH_HLEN > frame_end(skb))
         return false;
-    const __u32 *from = (const __u32 *)endpoint->pod_mac;
-    __u32 *to = frame;
-    to[0] = from[0];
-    to[1] = from[1];
-    to[2] = from[2];
+    copy_target(frame, pod->target);
     return true;
 }
 
 /* Into a pod of this node, past its host side. */
-static __always_inline int deliver(struct __sk_buff *skb, const struct packet *packet, const struct weft_endpoint *endpoint, __u8 hook,
-                                   __u8 reason)
+static __always_inline int deliver(struct __sk_buff *skb, const struct packet *packet, __u8 hook, const struct verdict *verdict)
 {
-    if (!endpoint->ifindex)
+    if (!verdict->to.ifindex)
         return refuse_with(skb, packet, hook, WEFT_REASON_ENDPOINT_NOT_READY);
-    count(reason, 1, skb->len);
+    count(verdict->reason, 1, skb->len);
     /* The stack answers with the ICMP error. */
     if (packet->hop_limit <= 1)
         return TO_STACK;
-    if (!lower_hop_limit(skb, packet) || !set_link_addresses(skb, endpoint))
+    if (!lower_hop_limit(skb, packet) || !set_link_addresses(skb, &verdict->to))
         return refuse_with(skb, packet, hook, WEFT_REASON_MALFORMED);
-    return bpf_redirect_peer(endpoint->ifindex, 0);
+    return bpf_redirect_peer(verdict->to.ifindex, 0);
 }
 
 static __always_inline int send_direct(const struct weft_addr *via)
@@ -136,18 +103,17 @@ static __always_inline bool set_tunnel(struct __sk_buff *skb, const struct weft_
 }
 
 /* To another node's pods, or to that node. */
-static __always_inline int send_remote(struct __sk_buff *skb, const struct packet *packet, const struct weft_route *route, __u8 hook,
-                                       __u8 reason)
+static __always_inline int send_remote(struct __sk_buff *skb, const struct packet *packet, __u8 hook, const struct verdict *verdict)
 {
-    struct weft_addr via = route->via;
-    count(reason, 1, skb->len);
+    const struct weft_addr *via = (const struct weft_addr *)verdict->to.target;
+    count(verdict->reason, 1, skb->len);
     if (packet->hop_limit <= 1)
         return TO_STACK;
     if (!lower_hop_limit(skb, packet))
         return refuse_with(skb, packet, hook, WEFT_REASON_MALFORMED);
     if (weft_config.routing == WEFT_ROUTING_DIRECT)
-        return send_direct(&via);
-    if (!set_tunnel(skb, &via))
+        return send_direct(via);
+    if (!set_tunnel(skb, via))
         return refuse_with(skb, packet, hook, WEFT_REASON_TUNNEL_FAILED);
     return bpf_redirect(weft_config.tunnel_ifindex, 0);
 }

@@ -35,6 +35,8 @@ WEFT_MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct weft_fragment_key, struct weft
 WEFT_MAP(epoch, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
 WEFT_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_count, WEFT_COUNTER_LIMIT, 0);
 WEFT_MAP(denied_budget, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_budget, 1, 0);
+/* Where a new flow is put together: it is too large for the stack. */
+WEFT_MAP(draft, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_flow, 1, 0);
 
 struct {
     __uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -9,6 +9,7 @@
 #include "maps.h"
 
 #define EXTENSION_HEADERS 8
+#define DIRECT_REACH 128
 #define TCP_SYN 0x02
 #define TCP_FIN 0x01
 #define TCP_RST 0x04
@@ -69,10 +70,39 @@ struct ipv6_header {
     struct weft_addr destination;
 };
 
+/* The compiler would otherwise do arithmetic on these fields that the verifier forbids on packet pointers. */
+static __always_inline void *frame_start(struct __sk_buff *skb)
+{
+    void *start;
+    asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(start) : "r"(skb), "i"(offsetof(struct __sk_buff, data)));
+    return start;
+}
+
+static __always_inline void *frame_end(struct __sk_buff *skb)
+{
+    void *end;
+    asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(end) : "r"(skb), "i"(offsetof(struct __sk_buff, data_end)));
+    return end;
+}
+
+/* `size` bytes, a multiple of four, at `offset`. Headers are mostly in the linear part, where no helper is needed. */
+static __always_inline bool read_frame(struct __sk_buff *skb, __u32 offset, void *to, __u32 size)
+{
+    if (offset <= DIRECT_REACH) {
+        void *at = frame_start(skb) + offset;
+        if (at + size <= frame_end(skb)) {
+            for (__u32 word = 0; word < size / 4; word++)
+                ((__u32 *)to)[word] = ((const __u32 *)at)[word];
+            return true;
+        }
+    }
+    return !bpf_skb_load_bytes(skb, offset, to, size);
+}
+
 static __always_inline __u8 parse_ipv4(struct __sk_buff *skb, struct packet *packet, __u32 at, __u32 limit)
 {
     struct ipv4_header ip;
-    if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
+    if (!read_frame(skb, at, &ip, sizeof(ip)))
         return WEFT_REASON_MALFORMED;
     __u32 header = (ip.version_ihl & 0xf) * 4, total = bpf_ntohs(ip.total_length);
     if (ip.version_ihl >> 4 != 4 || header < sizeof(ip) || total < header)
@@ -93,7 +123,7 @@ static __always_inline __u8 parse_ipv4(struct __sk_buff *skb, struct packet *pac
 static __always_inline __u8 parse_ipv6(struct __sk_buff *skb, struct packet *packet, __u32 at, __u32 limit)
 {
     struct ipv6_header ip;
-    if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
+    if (!read_frame(skb, at, &ip, sizeof(ip)))
         return WEFT_REASON_MALFORMED;
     if (bpf_ntohl(ip.version_class_flow) >> 28 != 6)
         return WEFT_REASON_MALFORMED;
@@ -169,8 +199,8 @@ static __always_inline __u8 parse_ports(struct __sk_buff *skb, struct packet *pa
     bool icmp = protocol == (packet->is_v6 ? PROTOCOL_ICMPV6 : PROTOCOL_ICMP);
     if (protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP && protocol != PROTOCOL_SCTP && !icmp)
         return WEFT_REASON_NONE;
-    __u8 header[8];
-    if (packet->transport + sizeof(header) > packet->end || bpf_skb_load_bytes(skb, packet->transport, header, sizeof(header)))
+    __u8 header[8] __attribute__((aligned(4)));
+    if (packet->transport + sizeof(header) > packet->end || !read_frame(skb, packet->transport, header, sizeof(header)))
         return WEFT_REASON_MALFORMED;
     if (icmp) {
         parse_icmp(packet, header);
@@ -182,19 +212,21 @@ static __always_inline __u8 parse_ports(struct __sk_buff *skb, struct packet *pa
         return WEFT_REASON_NONE;
     if (protocol == PROTOCOL_SCTP)
         return packet->transport + 12 > packet->end ? WEFT_REASON_MALFORMED : WEFT_REASON_NONE;
-    __u8 offset_flags[2];
-    if (packet->transport + 20 > packet->end ||
-        bpf_skb_load_bytes(skb, packet->transport + 12, offset_flags, sizeof(offset_flags)))
+    __u8 rest[4] __attribute__((aligned(4)));
+    if (packet->transport + 20 > packet->end || !read_frame(skb, packet->transport + 12, rest, sizeof(rest)))
         return WEFT_REASON_MALFORMED;
-    __u32 length = (offset_flags[0] >> 4) * 4;
-    packet->tcp_flags = offset_flags[1];
+    __u32 length = (rest[0] >> 4) * 4;
+    packet->tcp_flags = rest[1];
     return length < 20 || packet->transport + length > packet->end ? WEFT_REASON_MALFORMED : WEFT_REASON_NONE;
 }
 
+/* First fragments are remembered, later ones take their ports from that. */
 static __noinline __u8 complete_fragment(struct packet *packet)
 {
     if (!packet)
         return WEFT_REASON_MALFORMED;
+    if (packet->fragment == FRAGMENT_WHOLE)
+        return WEFT_REASON_NONE;
     struct weft_fragment_key key = {
         .source = packet->source,
         .destination = packet->destination,
@@ -218,24 +250,21 @@ static __noinline __u8 complete_fragment(struct packet *packet)
     return WEFT_REASON_NONE;
 }
 
-/* What follows the IP header; `packet` has been through parse_network. */
+/* What follows the IP header; `packet` has been through parse_network. Fragments are still to be completed. */
 static __always_inline __u8 parse_transport(struct __sk_buff *skb, struct packet *packet)
 {
     __u8 broken = packet->is_v6 ? skip_extensions(skb, packet) : WEFT_REASON_NONE;
-    if (broken)
+    if (broken || packet->fragment == FRAGMENT_LATER)
         return broken;
-    if (packet->fragment != FRAGMENT_LATER) {
-        broken = parse_ports(skb, packet, false);
-        if (broken)
-            return broken;
-    }
-    return packet->fragment == FRAGMENT_WHOLE ? WEFT_REASON_NONE : complete_fragment(packet);
+    return parse_ports(skb, packet, false);
 }
 
 /* The packet an ICMP error quotes (RFC 792, RFC 4443), which may be cut short. False: it tells nothing of use. */
 static __always_inline bool parse_quoted(struct __sk_buff *skb, const struct packet *error, struct packet *quoted)
 {
     __u32 at = error->transport + 8;
+    if (at + (error->is_v6 ? sizeof(struct ipv6_header) : sizeof(struct ipv4_header)) > error->end)
+        return false;
     __u8 broken = error->is_v6 ? parse_ipv6(skb, quoted, at, ~0U) : parse_ipv4(skb, quoted, at, ~0U);
     if (broken)
         return false;

@@ -1,6 +1,6 @@
 /* May this flow be? Looked up once per flow and epoch; remembering the answer lives in flows.h. */
 #pragma once
-#include "parse.h"
+#include "ends.h"
 
 struct judgement {
     __u32 egress_rule;
@@ -48,17 +48,23 @@ static __noinline __u8 judge_direction(__u32 set, const struct weft_addr *peer, 
     return found && !(found->flags & WEFT_POLICY_DEFAULT) ? WEFT_REASON_DENIED_BY_RULE : WEFT_REASON_DEFAULT_DENY;
 }
 
-/* The flow from `opener` to `responder`: the egress policy of the one and the ingress policy of the other, where they are pods of this node. */
-static __always_inline void judge(const struct weft_addr *opener, const struct weft_addr *responder, __u8 protocol, __u16 port,
+/* One flow, from the one who opens it to the one who answers. */
+struct pair {
+    const struct weft_addr *opener;
+    const struct weft_addr *responder;
+    __u16 port;
+    __u8 protocol;
+};
+
+/* The egress policy of the one and the ingress policy of the other, where they are pods of this node. */
+static __always_inline void judge(const struct pair *pair, const struct weft_endpoint *sender, const struct weft_endpoint *receiver,
                                   struct judgement *judgement)
 {
-    __u32 protocol_port = (__u32)protocol << 16 | port;
-    const struct weft_endpoint *sender = bpf_map_lookup_elem(&endpoints, opener);
-    const struct weft_endpoint *receiver = bpf_map_lookup_elem(&endpoints, responder);
+    __u32 protocol_port = (__u32)pair->protocol << 16 | pair->port;
     judgement->reason = WEFT_REASON_NOT_ISOLATED;
     judgement->egress_rule = judgement->ingress_rule = 0;
     if (sender && sender->kind == WEFT_ENDPOINT_POD && sender->flags & WEFT_ENDPOINT_EGRESS_ISOLATED) {
-        judgement->reason = judge_direction(sender->egress_set, responder, protocol_port, &judgement->egress_rule);
+        judgement->reason = judge_direction(sender->egress_set, pair->responder, protocol_port, &judgement->egress_rule);
         if (is_denial(judgement->reason))
             return;
     }
@@ -67,6 +73,6 @@ static __always_inline void judge(const struct weft_addr *opener, const struct w
     if (sender && sender->kind == WEFT_ENDPOINT_HOST) {
         judgement->reason = WEFT_REASON_FROM_OWN_NODE;
     } else if (receiver->flags & WEFT_ENDPOINT_INGRESS_ISOLATED) {
-        judgement->reason = judge_direction(receiver->ingress_set, opener, protocol_port, &judgement->ingress_rule);
+        judgement->reason = judge_direction(receiver->ingress_set, pair->opener, protocol_port, &judgement->ingress_rule);
     }
 }

@@ -1,5 +1,6 @@
 //! Chores of the workspace: which checks there are, and how their findings are printed. Each check lives in its module.
 
+mod abi;
 mod dependencies;
 mod files;
 mod layers;
@@ -18,6 +19,7 @@ const CHECKS: &[Check] = &[
     ("purity", purity::check),
     ("files", files::check),
     ("dependencies", dependencies::check),
+    ("abi", abi::check),
 ];
 
 fn main() -> ExitCode {

@@ -23,6 +23,15 @@ shared! {
 }
 
 shared! {
+    /// What an address is to this node, as a flow remembers it.
+    "weft_end" EndValue {
+        ifindex: u32,
+        kind: u32,
+        target: [u32; 4],
+    }
+}
+
+shared! {
     "weft_flow" FlowValue {
         created: u64,
         last_seen: u64,
@@ -35,6 +44,7 @@ shared! {
         flags: u8,
         tcp: u8,
         reserved: u8,
+        ends: [EndValue; 2],
     }
 }
 

@@ -57,6 +57,7 @@ pub fn layouts() -> Vec<Layout> {
         crate::BackendValue::layout(),
         crate::ReverseKey::layout(),
         crate::ReverseValue::layout(),
+        crate::EndValue::layout(),
         crate::FlowKey::layout(),
         crate::FlowValue::layout(),
         crate::FragmentKey::layout(),

@@ -67,19 +67,21 @@ impl Difference {
         }
     }
 
-    /// Something that policy looks at was put.
+    /// Something was put that a flow's entry rests on: policy, or where an end is.
     fn puts_judgement(&self) -> bool {
         !(self.endpoints.put.is_empty()
             && self.classes.put.is_empty()
             && self.class_blocks.put.is_empty()
-            && self.policies.put.is_empty())
+            && self.policies.put.is_empty()
+            && self.routes.put.is_empty())
     }
 
     fn removes_judgement(&self) -> bool {
         !(self.endpoints.remove.is_empty()
             && self.classes.remove.is_empty()
             && self.class_blocks.remove.is_empty()
-            && self.policies.remove.is_empty())
+            && self.policies.remove.is_empty()
+            && self.routes.remove.is_empty())
     }
 
     fn report(&self, report: &mut Report) {
@@ -123,7 +125,7 @@ impl Datapath {
         Ok(report)
     }
 
-    /// How often what policy looks at has changed.
+    /// How often what flows' entries rest on has changed.
     pub fn epoch(&self) -> Result<u32, ReadError> {
         Ok(self.maps().epoch.get(&0)?.unwrap_or_default())
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, ObjectBuilder, OpenMapMut};
 
@@ -13,6 +14,7 @@ use crate::error::{OpenError, io_error};
 pub const OBJECT: &[u8] = include_bytes!(env!("WEFT_BPF_OBJECT"));
 const LAYOUT: &str = env!("WEFT_LAYOUT");
 const LAYOUT_PIN: &str = "layout";
+const MOST_COMPLAINTS: usize = 12;
 
 /// Loaded programs and their maps, by name.
 pub struct Programs {
@@ -25,9 +27,8 @@ pub struct Programs {
 impl Programs {
     /// Loads over the maps pinned in `maps_dir`, pinning there what is new.
     pub fn load(maps_dir: &Path, config: &weft_abi::Config, flow_entries: u32) -> Result<Self, OpenError> {
-        libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Warn, |_, text| {
-            tracing::debug!(target: "libbpf", "{}", text.trim_end());
-        })));
+        libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Warn, |_, text| complain(&text))));
+        complaints().clear();
         let recreated = discard_other_layout(maps_dir)?;
         let mut builder = ObjectBuilder::default();
         let mut object = builder.open_memory(OBJECT).map_err(load_error)?;
@@ -139,12 +140,28 @@ fn pin_layout(maps_dir: &Path) -> Result<(), OpenError> {
     map.pin(maps_dir.join(LAYOUT_PIN)).map_err(error("pin"))
 }
 
+/// What libbpf and the verifier said about the last load: their return code alone helps nobody.
+static COMPLAINTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn complaints() -> MutexGuard<'static, Vec<String>> {
+    COMPLAINTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn complain(text: &str) {
+    tracing::debug!(target: "libbpf", "{}", text.trim_end());
+    complaints().extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
+}
+
 fn load_error(error: libbpf_rs::Error) -> OpenError {
     match error.kind() {
         libbpf_rs::ErrorKind::PermissionDenied if !nix::unistd::geteuid().is_root() => {
             OpenError::NotPermitted
         }
-        _ => OpenError::Load { message: format!("{error:#}") },
+        _ => {
+            let said = complaints();
+            let last = said[said.len().saturating_sub(MOST_COMPLAINTS)..].join("\n");
+            OpenError::Load { message: format!("{error:#}\n{last}") }
+        }
     }
 }
 

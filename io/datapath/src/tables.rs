@@ -36,13 +36,13 @@ impl KernelTables {
     }
 
     fn add_endpoints(&mut self, plan: &NodePlan, links: &[PodLink]) {
-        for (addr, endpoint) in &plan.endpoints {
-            let link = links.iter().find(|link| link.device == endpoint.device);
-            self.endpoints.insert((*addr).into(), endpoint_value(endpoint, link));
-        }
         for addr in &plan.settings.host_addresses {
             let value = EndpointValue { kind: EndpointKind::HOST, ..Default::default() };
             self.endpoints.insert((*addr).into(), value);
+        }
+        for (addr, endpoint) in &plan.endpoints {
+            let link = links.iter().find(|link| link.device == endpoint.device);
+            self.endpoints.insert((*addr).into(), endpoint_value(endpoint, link));
         }
     }
 

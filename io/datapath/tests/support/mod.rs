@@ -70,7 +70,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn new(namespace: Namespace, bpffs: PathBuf) -> Self {
+    /// With a bpf file system of its own at `bpffs`.
+    pub fn new(namespace: Namespace, bpffs: PathBuf) -> Self {
         let (jobs, queue) = channel::<Job>();
         let thread = std::thread::spawn(move || {
             namespace.enter();
@@ -371,7 +372,11 @@ pub fn serve_tcp(namespace: &Namespace, port: u16) {
 
 /// Answers each datagram with its own bytes.
 pub fn serve_udp(namespace: &Namespace, port: u16) {
-    let socket = namespace.run(move || UdpSocket::bind(("::", port)).unwrap());
+    serve_udp_at(namespace, &format!("[::]:{port}"));
+}
+
+pub fn serve_udp_at(namespace: &Namespace, local: &str) {
+    let socket = namespace.run(|| UdpSocket::bind(local).unwrap());
     std::thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];
         while let Ok((read, from)) = socket.recv_from(&mut buffer) {

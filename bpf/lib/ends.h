@@ -1,0 +1,55 @@
+/* What an address is to this node: one of its pods, itself, or somewhere else. Policy on it lives in policy.h. */
+#pragma once
+#include "parse.h"
+
+static __always_inline void copy_target(__u32 *to, const __u32 *from)
+{
+    to[0] = from[0];
+    to[1] = from[1];
+    to[2] = from[2];
+}
+
+static __always_inline void resolve_route(const struct weft_addr *addr, struct weft_end *end)
+{
+    struct weft_prefix key = {.bits = 128, .addr = *addr};
+    const struct weft_route *route = bpf_map_lookup_elem(&routes, &key);
+    __u8 kind = route ? route->kind : WEFT_ROUTE_NONE;
+    if (route && kind == WEFT_ROUTE_REMOTE) {
+        end->kind = route->flags & WEFT_ROUTE_IS_POD ? WEFT_END_REMOTE_POD : WEFT_END_REMOTE;
+        copy_target(end->target, route->via.words);
+        end->target[3] = route->via.words[3];
+        return;
+    }
+    end->kind = kind == WEFT_ROUTE_OWN_PODS       ? WEFT_END_OWN_PODS
+                : kind == WEFT_ROUTE_SERVICES     ? WEFT_END_SERVICES
+                : kind == WEFT_ROUTE_CLUSTER_PODS ? WEFT_END_CLUSTER_PODS
+                                                  : WEFT_END_OUTSIDE;
+}
+
+/* Returns the endpoint if the address ends on this node. */
+static __always_inline const struct weft_endpoint *resolve(const struct weft_addr *addr, struct weft_end *end)
+{
+    const struct weft_endpoint *endpoint = bpf_map_lookup_elem(&endpoints, addr);
+    __builtin_memset(end, 0, sizeof(*end));
+    if (!endpoint) {
+        resolve_route(addr, end);
+        return NULL;
+    }
+    end->kind = endpoint->kind == WEFT_ENDPOINT_POD ? WEFT_END_POD : WEFT_END_HOST;
+    end->ifindex = endpoint->ifindex;
+    copy_target(end->target, (const __u32 *)endpoint->pod_mac);
+    return endpoint;
+}
+
+/* Whether `addr` is an address of the pod behind this device. */
+static __always_inline bool is_pod_at(const struct weft_addr *addr, __u32 ifindex)
+{
+    const struct weft_endpoint *endpoint = bpf_map_lookup_elem(&endpoints, addr);
+    return endpoint && endpoint->kind == WEFT_ENDPOINT_POD && endpoint->ifindex == ifindex;
+}
+
+/* Addresses of the cluster that lead nowhere are not: a packet to them is allowed, and then refused. */
+static __always_inline bool is_reachable(const struct weft_end *end)
+{
+    return end->kind < WEFT_END_OWN_PODS || end->kind == WEFT_END_OUTSIDE;
+}

@@ -1,0 +1,461 @@
+//! What the datapath costs: TCP stream, request/response and connect rates of each path as ratios to same-namespace
+//! loopback. Both ends share one CPU and samples are interleaved, so that each ratio compares neighbours in time.
+//!
+//! `bench [--rounds N] [--seconds S] [--only PATH,..]`; needs root. Policy, tracking and events are on.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+mod workload {
+    //! One sample of one kind between two namespaces.
+
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    use nix::sched::{CpuSet, sched_setaffinity};
+    use nix::unistd::Pid;
+
+    use crate::support::Namespace;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum Kind {
+        /// Bytes in one direction.
+        Stream,
+        /// One byte there and one back, again and again.
+        RequestResponse,
+        /// The same on a connection of its own each time.
+        ConnectRequestResponse,
+    }
+
+    impl Kind {
+        pub const ALL: [Self; 3] = [Self::Stream, Self::RequestResponse, Self::ConnectRequestResponse];
+
+        pub fn name(self) -> &'static str {
+            match self {
+                Self::Stream => "stream",
+                Self::RequestResponse => "RR",
+                Self::ConnectRequestResponse => "CRR",
+            }
+        }
+    }
+
+    fn pin(cpu: usize) {
+        let mut set = CpuSet::new();
+        set.set(cpu).expect("the CPU's number is small");
+        sched_setaffinity(Pid::from_raw(0), &set).expect("pinning a thread of one's own");
+    }
+
+    /// The default here may be another algorithm, which would measure itself.
+    fn use_cubic(socket: &impl AsRawFd) {
+        let name = b"cubic";
+        // SAFETY: the option's value is as long as said.
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_CONGESTION,
+                name.as_ptr().cast(),
+                name.len() as u32,
+            );
+        }
+    }
+
+    /// Bytes or transactions a second.
+    pub fn sample(
+        kind: Kind,
+        client: &Namespace,
+        server: &Namespace,
+        to: SocketAddr,
+        port: u16,
+        time: Duration,
+        cpu: usize,
+    ) -> f64 {
+        let listener = server.run(|| TcpListener::bind(("::", port)).expect("a free port"));
+        use_cubic(&listener);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let serving = scope.spawn(|| {
+                pin(cpu);
+                serve(kind, &listener, &stop)
+            });
+            let asking = scope.spawn(|| {
+                client.enter();
+                pin(cpu);
+                let rate = ask(kind, to, time);
+                stop.store(true, Ordering::Relaxed);
+                // Wakes a server that waits for another connection.
+                drop(TcpStream::connect(to));
+                rate
+            });
+            let asked = asking.join().expect("the client does not panic");
+            let served = serving.join().expect("the server does not panic");
+            if kind == Kind::Stream { served } else { asked }
+        })
+    }
+
+    fn serve(kind: Kind, listener: &TcpListener, stop: &AtomicBool) -> f64 {
+        let mut buffer = vec![0u8; 1 << 17];
+        let mut rate = 0.0;
+        while let Ok((mut stream, _)) = listener.accept() {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            stream.set_nodelay(true).expect("a TCP socket");
+            let (start, mut bytes) = (Instant::now(), 0usize);
+            while let Ok(read) = stream.read(&mut buffer) {
+                if read == 0 || (kind != Kind::Stream && stream.write_all(&buffer[..read]).is_err()) {
+                    break;
+                }
+                bytes += read;
+            }
+            rate = bytes as f64 / start.elapsed().as_secs_f64();
+        }
+        rate
+    }
+
+    fn ask(kind: Kind, to: SocketAddr, time: Duration) -> f64 {
+        let start = Instant::now();
+        let mut done = 0u64;
+        let mut byte = [0u8];
+        let connect = || {
+            let stream = TcpStream::connect(to).expect("the server listens and policy allows");
+            use_cubic(&stream);
+            stream.set_nodelay(true).expect("a TCP socket");
+            stream
+        };
+        match kind {
+            Kind::Stream => {
+                let mut stream = connect();
+                let buffer = vec![0u8; 1 << 17];
+                while start.elapsed() < time {
+                    stream.write_all(&buffer).expect("the server reads");
+                }
+            }
+            Kind::RequestResponse => {
+                let mut stream = connect();
+                while start.elapsed() < time {
+                    stream.write_all(&byte).expect("the server reads");
+                    stream.read_exact(&mut byte).expect("the server answers");
+                    done += 1;
+                }
+            }
+            Kind::ConnectRequestResponse => {
+                while start.elapsed() < time {
+                    let mut stream = connect();
+                    stream.write_all(&byte).expect("the server reads");
+                    stream.read_exact(&mut byte).expect("the server answers");
+                    done += 1;
+                }
+            }
+        }
+        done as f64 / start.elapsed().as_secs_f64()
+    }
+}
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use support::{Fabric, Namespace, Pod, addr, cidr};
+use weft_model::{Addr, Cidr, Direction, Port, Protocol, Routing, ServiceKey, Verdict};
+use weft_plan::{
+    Backend, ClassId, ClassMatch, Decision, Frontend, NodePlan, PolicyMatch, PolicySet, PolicySetId,
+    PortPrefix, RuleId, ServiceId, ServicePlan,
+};
+use workload::{Kind, sample};
+
+const PORT: u16 = 5201;
+const SERVICE: &str = "10.96.7.7";
+const CPU: usize = 1;
+
+/// A way from a client to a server.
+struct Way {
+    name: &'static str,
+    client: Namespace,
+    server: Namespace,
+    to: Addr,
+    /// Where the client's sockets are made, so that the node's hooks see them.
+    cgroup: Option<std::path::PathBuf>,
+    kinds: &'static [Kind],
+    /// Of the sample its ratio is to.
+    against: &'static str,
+}
+
+struct Options {
+    rounds: usize,
+    time: Duration,
+    only: Vec<String>,
+}
+
+fn options() -> Options {
+    let mut options = Options { rounds: 9, time: Duration::from_millis(300), only: Vec::new() };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let value = words.next().unwrap_or_default();
+        match word.as_str() {
+            "--rounds" => options.rounds = value.parse().expect("--rounds takes a number"),
+            "--seconds" => {
+                options.time = Duration::from_secs_f64(value.parse().expect("--seconds takes a number"))
+            }
+            "--only" => options.only = value.split(',').map(str::to_owned).collect(),
+            other => panic!("{other}: unknown; use --rounds N, --seconds S, --only PATH,.."),
+        }
+    }
+    options
+}
+
+/// Every pod isolated both ways, with a few rules; pods of the cluster may reach the benchmark's port.
+fn isolate(plan: &mut NodePlan, pods: &[Addr]) {
+    let allow = Decision { verdict: Verdict::Forwarded, rule: RuleId(7) };
+    for (id, direction) in [(PolicySetId(11), Direction::Ingress), (PolicySetId(12), Direction::Egress)] {
+        let mut entries = BTreeMap::new();
+        for number in 0..20u16 {
+            let class = ClassMatch::Only(ClassId(100 + u32::from(number % 4)));
+            let port = PortPrefix::exact(if number == 0 { PORT } else { 8000 + number });
+            entries.insert(PolicyMatch { class, protocol: Some(Protocol::TCP), port }, allow);
+        }
+        let set = PolicySet { direction, policies: Vec::new(), entries, default_rule: RuleId(9) };
+        plan.policy_sets.insert(id, set);
+    }
+    for endpoint in plan.endpoints.values_mut() {
+        (endpoint.ingress, endpoint.egress) = (Some(PolicySetId(11)), Some(PolicySetId(12)));
+    }
+    for pod in pods {
+        plan.classes.insert(Cidr::host(*pod), ClassId(100));
+    }
+    plan.classes.insert(cidr("10.0.0.0/8"), ClassId(103));
+}
+
+fn add_service(plan: &mut NodePlan, backend: Addr) {
+    for number in 0..1000u32 {
+        let addr: Addr = std::net::Ipv4Addr::from(0x0a60_1000 + number).into();
+        let service = ServicePlan {
+            id: ServiceId(1000 + number),
+            service: ServiceKey::new("bench", format!("other-{number}")),
+            port_name: String::new(),
+            backends: vec![Backend { addr: backend, port: Port(1), pod: None, node: None }],
+        };
+        plan.services.insert(Frontend { addr, protocol: Protocol::TCP, port: Port(80) }, service);
+    }
+    let frontend = Frontend { addr: addr(SERVICE), protocol: Protocol::TCP, port: Port(PORT) };
+    let service = ServicePlan {
+        id: ServiceId(7),
+        service: ServiceKey::new("bench", "server"),
+        port_name: String::new(),
+        backends: vec![Backend { addr: backend, port: Port(PORT), pod: None, node: None }],
+    };
+    plan.services.insert(frontend, service);
+}
+
+fn fabric(count: u8, routing: Routing) -> (Fabric, Pod, Pod) {
+    let mut fabric = Fabric::new(count, routing);
+    let client = fabric.nodes[0].add_pod(2);
+    let last = usize::from(count) - 1;
+    let server = fabric.nodes[last].add_pod(3);
+    let pods = [client.v4, client.v6, server.v4, server.v6];
+    for node in &mut fabric.nodes {
+        isolate(&mut node.plan, &pods);
+        add_service(&mut node.plan, server.v4);
+    }
+    fabric.apply_all();
+    (fabric, client, server)
+}
+
+/// Few TIME_WAIT sockets, so that ports do not run out; the same for every path.
+fn tune(namespace: &Namespace) {
+    namespace.run(|| {
+        fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "256").expect("root may");
+        fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 65000").expect("root may");
+    });
+}
+
+fn enter_cgroup(path: &Path) {
+    fs::write(path.join("cgroup.procs"), std::process::id().to_string()).expect("a cgroup of one's own");
+}
+
+fn own_cgroup_root() -> &'static Path {
+    let unified = Path::new("/sys/fs/cgroup/unified");
+    if unified.exists() { unified } else { Path::new("/sys/fs/cgroup") }
+}
+
+/// Debian's reference plugin: two namespaces on a bridge, as the plugin itself makes them.
+fn reference_bridge() -> Option<(Namespace, Namespace, Namespace, Addr)> {
+    let plugin =
+        ["/usr/lib/cni/bridge", "/opt/cni/bin/bridge"].iter().map(Path::new).find(|path| path.exists());
+    let Some(plugin) = plugin else {
+        eprintln!("SKIP bridge plugin: not installed (Debian's package containernetworking-plugins)");
+        return None;
+    };
+    let directory = plugin.parent().expect("a plugin is in a directory").to_owned();
+    let (node, client, server) = (Namespace::new(), Namespace::new(), Namespace::new());
+    let state = std::env::temp_dir().join(format!("weft-bench-{}", std::process::id()));
+    let conf = format!(
+        r#"{{"cniVersion":"1.0.0","name":"bench","type":"bridge","bridge":"cni0","isGateway":true,"ipam":{{"type":"host-local","subnet":"10.99.0.0/24","dataDir":"{}"}}}}"#,
+        state.display()
+    );
+    let attach = |container: &str, namespace: &Namespace| {
+        use std::io::Write;
+        let path = namespace.path();
+        let (conf, directory) = (conf.clone(), directory.clone());
+        let container = container.to_owned();
+        node.run(move || {
+            let mut child = std::process::Command::new(directory.join("bridge"))
+                .env_clear()
+                .env("CNI_COMMAND", "ADD")
+                .env("CNI_CONTAINERID", container)
+                .env("CNI_NETNS", path)
+                .env("CNI_IFNAME", "eth0")
+                .env("CNI_PATH", &directory)
+                .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .expect("the plugin runs");
+            child.stdin.take().expect("piped").write_all(conf.as_bytes()).expect("the plugin reads");
+            let output = child.wait_with_output().expect("the plugin ends");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{text}");
+            text
+        })
+    };
+    attach("one", &client);
+    let answer = attach("two", &server);
+    fs::remove_dir_all(&state).ok();
+    let start = answer.find("\"10.99.0.").expect("the plugin gives an address") + 1;
+    let text: String = answer[start..].chars().take_while(|letter| *letter != '/').collect();
+    client.ip("link set lo up");
+    server.ip("link set lo up");
+    Some((node, client, server, addr(&text)))
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn run(way: &Way, kind: Kind, time: Duration) -> f64 {
+    enter_cgroup(way.cgroup.as_deref().unwrap_or(own_cgroup_root()));
+    let rate = sample(kind, &way.client, &way.server, SocketAddr::new(way.to.to_ip(), PORT), PORT, time, CPU);
+    enter_cgroup(own_cgroup_root());
+    rate
+}
+
+fn ways(keep: &mut Vec<Box<dyn std::any::Any>>, stop: &Arc<AtomicBool>) -> Vec<Way> {
+    let alone = Namespace::new();
+    alone.ip("link set lo up");
+    let way = |name, client: &Namespace, server: &Namespace, to, against| Way {
+        name,
+        client: client.clone(),
+        server: server.clone(),
+        to,
+        cgroup: None,
+        kinds: &Kind::ALL,
+        against,
+    };
+    let mut ways = vec![way("loopback", &alone, &alone, addr("127.0.0.1"), "loopback")];
+    let modes = [
+        ("same node", 1, Routing::Direct),
+        ("direct", 2, Routing::Direct),
+        ("vxlan", 2, Routing::Vxlan { vni: 7, port: 8472 }),
+    ];
+    for (name, count, routing) in modes {
+        let (fabric, client, server) = fabric(count, routing);
+        let cgroup = Some(fabric.nodes[0].config.cgroup_dir.clone());
+        ways.push(Way {
+            cgroup: cgroup.clone(),
+            ..way(name, &client.namespace, &server.namespace, server.v4, "loopback")
+        });
+        if count == 1 {
+            ways.push(Way {
+                cgroup: cgroup.clone(),
+                ..way("same node v6", &client.namespace, &server.namespace, server.v6, "loopback")
+            });
+            ways.push(Way {
+                cgroup,
+                kinds: &[Kind::ConnectRequestResponse],
+                ..way("service", &client.namespace, &server.namespace, addr(SERVICE), "same node")
+            });
+        }
+        for node in &fabric.nodes {
+            read_events(node, stop);
+        }
+        keep.push(Box::new((fabric, client, server)));
+    }
+    if let Some((node, client, server, to)) = reference_bridge() {
+        ways.push(way("bridge plugin", &client, &server, to, "loopback"));
+        keep.push(Box::new(node));
+    }
+    for way in &ways {
+        tune(&way.client);
+        tune(&way.server);
+    }
+    ways
+}
+
+/// As the agent does, on another CPU.
+fn read_events(node: &support::Node, stop: &Arc<AtomicBool>) {
+    let reader = node.with(|datapath| datapath.events()).expect("events can be read");
+    let stop = Arc::clone(stop);
+    std::thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            if reader.poll(Duration::from_millis(50)).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn main() {
+    let options = options();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut keep = Vec::new();
+    let ways = ways(&mut keep, &stop);
+    let chosen: Vec<&Way> = ways
+        .iter()
+        .filter(|way| {
+            way.name != "loopback"
+                && (options.only.is_empty() || options.only.iter().any(|name| name == way.name))
+        })
+        .collect();
+    let named = |name: &str| ways.iter().find(|way| way.name == name).expect("every reference is a way");
+    let mut ratios: BTreeMap<(usize, Kind), (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    for round in 0..options.rounds {
+        for (at, way) in chosen.iter().enumerate() {
+            for kind in way.kinds {
+                let base = run(named(way.against), *kind, options.time);
+                let rate = run(way, *kind, options.time);
+                let again = run(named(way.against), *kind, options.time);
+                let (list, rates) = ratios.entry((at, *kind)).or_default();
+                list.push(2.0 * rate / (base + again));
+                rates.push(rate);
+            }
+        }
+        eprintln!("round {} of {}", round + 1, options.rounds);
+    }
+    stop.store(true, Ordering::Relaxed);
+    println!(
+        "{:<14} {:<7} {:<10} {:>7} {:>7} {:>7} {:>14}",
+        "path", "kind", "against", "median", "min", "max", "median rate"
+    );
+    for ((at, kind), (mut list, mut rates)) in ratios {
+        let way = chosen[at];
+        let middle = median(&mut list);
+        let (least, most) = (list[0], list[list.len() - 1]);
+        let rate = median(&mut rates);
+        let shown =
+            if kind == Kind::Stream { format!("{:.1} Gb/s", rate * 8e-9) } else { format!("{rate:.0}/s") };
+        println!(
+            "{:<14} {:<7} {:<10} {middle:>7.3} {least:>7.3} {most:>7.3} {shown:>14}",
+            way.name,
+            kind.name(),
+            way.against
+        );
+    }
+}

@@ -1,0 +1,584 @@
+//! The programs against `weft_decide` on generated packets: verdict, reason, rules, action, rewritten bytes and the
+//! flow table, over sequences with replies and with a change of policy in the middle.
+
+mod support;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder, libbpf_sys};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config as RunnerConfig, RngAlgorithm, TestRng, TestRunner};
+use support::{Namespace, Worker};
+use weft_abi::{Config, Count, Event, EventKind, FlowKey, FlowValue, RawEvent, RoutingNumber};
+use weft_datapath::{KernelTables, PodLink, Programs};
+use weft_decide::{Action, Arrival, Epoch, MemoryFlows, Moment, Outcome, Packet, Side, Time};
+use weft_model::testing::{Cluster, clusters, frames_for};
+use weft_model::{Addr, NodeName, PodKey, Reason, Routing, Verdict};
+use weft_plan::NodePlan;
+
+const DEVICES: usize = 12;
+const TC_REDIRECT: u32 = 7;
+const TC_DROP: u32 = 2;
+const TC_NEXT: u32 = u32::MAX;
+const ETHERNET: usize = 14;
+
+/// Which program a packet goes through, and by whose device.
+#[derive(Clone, Debug, PartialEq)]
+enum Entry {
+    FromPod(PodKey),
+    ToPod(PodKey),
+    FromNet(Arrival),
+}
+
+#[derive(Clone, Debug)]
+struct Step {
+    frame: Vec<u8>,
+    /// Instead of `frame`: the answer to an earlier one.
+    answers: Option<prop::sample::Index>,
+    /// Where the packet does not come from where its addresses say.
+    stray: Option<(u8, prop::sample::Index)>,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    cluster: Cluster,
+    before: Vec<Step>,
+    after: Vec<Step>,
+    kept_policies: usize,
+}
+
+fn steps(cluster: &Cluster) -> impl Strategy<Value = Vec<Step>> + use<> {
+    let answers = prop::option::weighted(0.35, any::<prop::sample::Index>());
+    let stray = prop::option::weighted(0.1, (0u8..4, any::<prop::sample::Index>()));
+    let step = (frames_for(cluster), answers, stray).prop_map(|(frame, answers, stray)| Step {
+        frame,
+        answers,
+        stray,
+    });
+    vec(step, 20..60)
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    clusters().prop_flat_map(|cluster| {
+        let policies = cluster.policies.len();
+        (Just(cluster.clone()), steps(&cluster), steps(&cluster), 0..=policies).prop_map(
+            |(cluster, before, after, kept_policies)| Case { cluster, before, after, kept_policies },
+        )
+    })
+}
+
+/// The answer to a frame without extension headers: addresses and ports swapped, SYN acknowledged, echo replied to.
+fn answer_to(frame: &[u8]) -> Vec<u8> {
+    let mut answer = frame.to_vec();
+    let (addresses, size, transport, protocol) = match frame.get(12..ETHERNET) {
+        Some([0x08, 0x00]) if frame.len() >= 34 && frame[14] == 0x45 => (26, 4, 34, frame[23]),
+        Some([0x86, 0xdd]) if frame.len() >= 54 => (22, 16, 54, frame[20]),
+        _ => return answer,
+    };
+    let (source, destination) = (addresses..addresses + size, addresses + size..addresses + 2 * size);
+    answer[source.clone()].copy_from_slice(&frame[destination.clone()]);
+    answer[destination].copy_from_slice(&frame[source]);
+    let is_later = protocol == 44 || (size == 4 && frame[20] & 0x1f | frame[21] != 0);
+    if is_later || frame.len() < transport + 20 {
+        return answer;
+    }
+    match protocol {
+        6 | 17 | 132 => {
+            answer[transport..transport + 2].copy_from_slice(&frame[transport + 2..transport + 4]);
+            answer[transport + 2..transport + 4].copy_from_slice(&frame[transport..transport + 2]);
+            if protocol == 6 && frame[transport + 13] == 0x02 {
+                answer[transport + 13] = 0x12;
+            }
+        }
+        1 if frame[transport] == 8 => answer[transport] = 0,
+        58 if frame[transport] == 128 => answer[transport] = 129,
+        _ => {}
+    }
+    answer
+}
+
+/// Programs loaded for one routing mode in a namespace with a device for each pod.
+struct Kernel {
+    programs: Programs,
+    tables: RefCell<KernelTables>,
+    devices: Vec<u32>,
+    uplink: u32,
+    tunnel: u32,
+    epoch: Cell<u32>,
+    counters: MapHandle,
+    counted: RefCell<BTreeMap<Reason, u64>>,
+    ring: RingBuffer<'static>,
+    events: Rc<RefCell<Vec<Event>>>,
+}
+
+impl Kernel {
+    fn load(routing: Routing, bpffs: &std::path::Path) -> Self {
+        let index = |name: &str| {
+            let text = std::ffi::CString::new(name).unwrap();
+            // SAFETY: a valid C string.
+            let index = unsafe { libc::if_nametoindex(text.as_ptr()) };
+            assert_ne!(index, 0, "{name}");
+            index
+        };
+        let (uplink, tunnel) = (index("uplink"), index("tunnel"));
+        let (number, vni) = match routing {
+            Routing::Direct => (RoutingNumber::DIRECT, 0),
+            Routing::Vxlan { vni, .. } => (RoutingNumber::VXLAN, vni),
+        };
+        let config = Config {
+            uplink_ifindex: uplink,
+            tunnel_ifindex: if vni == 0 { 0 } else { tunnel },
+            routing: number,
+            vni,
+            denied_events: u32::MAX,
+        };
+        std::fs::create_dir(bpffs).unwrap();
+        let programs = Programs::load(bpffs, &config, 1 << 14).unwrap_or_else(|error| panic!("{error}"));
+        let counters = programs.map("counters").unwrap();
+        let events = Rc::new(RefCell::new(Vec::new()));
+        let ring = read_into(&programs.map("events").unwrap(), &events);
+        let devices = (0..DEVICES).map(|number| index(&format!("pod{number}"))).collect();
+        Self {
+            programs,
+            tables: RefCell::default(),
+            devices,
+            uplink,
+            tunnel,
+            epoch: Cell::new(0),
+            counters,
+            counted: RefCell::default(),
+            ring,
+            events,
+        }
+    }
+
+    fn link(&self, number: usize, device: &str) -> PodLink {
+        PodLink {
+            container: String::new(),
+            device: device.to_owned(),
+            ifindex: self.devices[number],
+            host_mac: weft_abi::Mac([2, 1, 0, 0, 0, number as u8]),
+            pod_mac: weft_abi::Mac([2, 2, 0, 0, 0, number as u8]),
+            addresses: Default::default(),
+            mtu: 1500,
+            netns_cookie: 0,
+        }
+    }
+
+    /// Fills the maps as `apply` would; the order does not matter while no packet passes.
+    fn hold(&self, plan: &NodePlan, links: &[PodLink]) {
+        let wanted = KernelTables::of_plan(plan, links);
+        let held = self.tables.replace(wanted.clone());
+        self.replace("endpoints", &held.endpoints, &wanted.endpoints);
+        self.replace("classes", &held.classes, &wanted.classes);
+        self.replace("class_blocks", &held.class_blocks, &wanted.class_blocks);
+        self.replace("policies", &held.policies, &wanted.policies);
+        self.replace("routes", &held.routes, &wanted.routes);
+        self.epoch.set(self.epoch.get() + 1);
+        let map = self.programs.map("epoch").unwrap();
+        map.update(&0u32.to_ne_bytes(), &self.epoch.get().to_ne_bytes(), MapFlags::ANY).unwrap();
+    }
+
+    fn replace<K, V>(&self, name: &str, held: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>)
+    where
+        K: bytemuck::Pod + Ord,
+        V: bytemuck::Pod,
+    {
+        let map = self.programs.map(name).unwrap();
+        for key in held.keys().filter(|key| !wanted.contains_key(key)) {
+            map.delete(bytemuck::bytes_of(key)).unwrap();
+        }
+        for (key, value) in wanted {
+            map.update(bytemuck::bytes_of(key), bytemuck::bytes_of(value), MapFlags::ANY).unwrap();
+        }
+    }
+
+    fn forget_flows(&self) {
+        for name in ["flows", "fragments"] {
+            let map = self.programs.map(name).unwrap();
+            let keys: Vec<Vec<u8>> = map.keys().collect();
+            for key in keys {
+                map.delete(&key).unwrap();
+            }
+        }
+    }
+
+    fn flows(&self) -> BTreeMap<FlowKey, FlowValue> {
+        let map = self.programs.map("flows").unwrap();
+        map.keys()
+            .map(|key| {
+                let value = map.lookup(&key, MapFlags::ANY).unwrap().unwrap();
+                (bytemuck::pod_read_unaligned(&key), bytemuck::pod_read_unaligned(&value))
+            })
+            .collect()
+    }
+
+    /// The reasons that were counted since the last time.
+    fn newly_counted(&self) -> Vec<Reason> {
+        let total = |reason: &Reason| {
+            let slot = u32::from(*reason as u8).to_ne_bytes();
+            let values = self.counters.lookup_percpu(&slot, MapFlags::ANY).unwrap().unwrap();
+            values.iter().map(|value| bytemuck::pod_read_unaligned::<Count>(value).packets).sum::<u64>()
+        };
+        let now: BTreeMap<Reason, u64> = Reason::ALL.iter().map(|reason| (*reason, total(reason))).collect();
+        let before = self.counted.replace(now.clone());
+        now.into_iter()
+            .filter(|(reason, count)| before.get(reason) != Some(count))
+            .map(|(reason, _)| reason)
+            .collect()
+    }
+
+    fn read_events(&self) -> Vec<Event> {
+        self.ring.consume().unwrap();
+        self.events.take()
+    }
+
+    /// BPF_PROG_TEST_RUN: what the program returned and made of the bytes.
+    fn run(&self, program: &str, ifindex: u32, frame: &[u8]) -> (u32, Vec<u8>) {
+        // SAFETY: all-zero is a valid value of this plain C structure.
+        let mut options: libbpf_sys::bpf_test_run_opts = unsafe { std::mem::zeroed() };
+        // `struct __sk_buff`, whose words before and after `ifindex` the kernel wants to be zero.
+        let mut context = [0u32; 11];
+        context[10] = ifindex;
+        let mut out = vec![0; frame.len() + 256];
+        options.sz = size_of_val(&options) as _;
+        options.data_in = frame.as_ptr().cast();
+        options.data_size_in = frame.len() as u32;
+        options.data_out = out.as_mut_ptr().cast();
+        options.data_size_out = out.len() as u32;
+        options.ctx_in = (&raw const context).cast();
+        options.ctx_size_in = size_of_val(&context) as u32;
+        let program = self.programs.program(program).unwrap();
+        // SAFETY: every pointer in the options outlives the call and is as large as its size says.
+        let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut options) };
+        assert_eq!(result, 0, "test run with ifindex {ifindex} and {} bytes", frame.len());
+        out.truncate(options.data_size_out as usize);
+        (options.retval, out)
+    }
+}
+
+fn read_into(map: &MapHandle, events: &Rc<RefCell<Vec<Event>>>) -> RingBuffer<'static> {
+    let sink = Rc::clone(events);
+    let mut builder = RingBufferBuilder::new();
+    builder
+        .add(map, move |bytes| {
+            assert_eq!(bytes.len(), size_of::<RawEvent>());
+            sink.borrow_mut().push(Event::from_bytes(bytes).expect("an event of this version"));
+            0
+        })
+        .unwrap();
+    builder.build().unwrap()
+}
+
+/// The frame as it should leave: hop limit lowered, and the link addresses of the pod it goes to.
+fn rewritten(frame: &[u8], link: Option<&PodLink>) -> Vec<u8> {
+    let mut out = frame.to_vec();
+    if let Some(link) = link {
+        out[..6].copy_from_slice(&link.pod_mac.0);
+        out[6..12].copy_from_slice(&link.host_mac.0);
+    }
+    if frame[12..ETHERNET] == [0x86, 0xdd] {
+        out[21] -= 1;
+        return out;
+    }
+    out[22] -= 1;
+    // RFC 1624, equation 3, so that a wrong checksum stays as wrong as it was.
+    let word = |bytes: &[u8], at: usize| u32::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+    let (old, new) = (word(frame, 22), word(&out, 22));
+    let mut sum = (!word(frame, 24) & 0xffff) + (!old & 0xffff) + new;
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    let checksum = !(sum as u16);
+    out[24..26].copy_from_slice(&checksum.to_be_bytes());
+    out
+}
+
+/// A test run refuses frames that end inside the IP header; `weft_decide` has its own tests of those.
+fn can_be_run(frame: &[u8]) -> bool {
+    match frame.get(12..ETHERNET) {
+        Some([0x08, 0x00]) => frame.len() >= ETHERNET + 20,
+        Some([0x86, 0xdd]) => frame.len() >= ETHERNET + 40,
+        Some(_) => true,
+        None => false,
+    }
+}
+
+fn header_checksum_is_right(frame: &[u8]) -> bool {
+    let length = usize::from(frame[14] & 0xf) * 4;
+    let sum: u32 = frame[ETHERNET..ETHERNET + length]
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    (sum & 0xffff) + (sum >> 16) == 0xffff
+}
+
+struct Player<'a> {
+    kernel: &'a Kernel,
+    plan: NodePlan,
+    links: Vec<PodLink>,
+    oracle: MemoryFlows,
+    sent: Vec<Vec<u8>>,
+    packets: &'a Cell<usize>,
+}
+
+impl Player<'_> {
+    fn entry(&self, step: &Step, frame: &[u8]) -> Entry {
+        let pods: Vec<&PodKey> = self.plan.endpoints.values().map(|endpoint| &endpoint.pod).collect();
+        let tunnel = || Arrival::Tunnel { from: "::".parse().unwrap() };
+        if let Some((kind, pod)) = &step.stray {
+            match kind {
+                0 if !pods.is_empty() => return Entry::FromPod((*pod.get(&pods)).clone()),
+                1 if !pods.is_empty() => return Entry::ToPod((*pod.get(&pods)).clone()),
+                2 if matches!(self.plan.settings.routing, Routing::Vxlan { .. }) => {
+                    return Entry::FromNet(tunnel());
+                }
+                _ => return Entry::FromNet(Arrival::Uplink),
+            }
+        }
+        let Ok(packet) = Packet::parse(frame) else {
+            return match pods.first() {
+                Some(pod) => Entry::FromPod((*pod).clone()),
+                None => Entry::FromNet(Arrival::Uplink),
+            };
+        };
+        let settings = &self.plan.settings;
+        if let Some(sender) = self.plan.endpoints.get(&packet.source) {
+            return Entry::FromPod(sender.pod.clone());
+        }
+        match self.plan.endpoints.get(&packet.destination) {
+            Some(receiver) if settings.host_addresses.contains(&packet.source) => {
+                Entry::ToPod(receiver.pod.clone())
+            }
+            // Replies of masqueraded flows come down from the stack.
+            Some(receiver) if packet.hop_limit % 2 == 1 => Entry::ToPod(receiver.pod.clone()),
+            _ => Entry::FromNet(Arrival::Uplink),
+        }
+    }
+
+    fn device_of(&self, pod: &PodKey) -> u32 {
+        let endpoint = self.plan.endpoints.values().find(|endpoint| endpoint.pod == *pod).unwrap();
+        self.links.iter().find(|link| link.device == endpoint.device).unwrap().ifindex
+    }
+
+    fn play(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        let frame = match &step.answers {
+            Some(index) if !self.sent.is_empty() => answer_to(index.get(self.sent.as_slice()).as_slice()),
+            _ => step.frame.clone(),
+        };
+        if !can_be_run(&frame) {
+            return Ok(());
+        }
+        let entry = self.entry(step, &frame);
+        let at = Moment { time: Time(1), epoch: Epoch(self.kernel.epoch.get()) };
+        let packet = Packet::parse(&frame);
+        let (plan, oracle) = (&self.plan, &mut self.oracle);
+        let expected = match &entry {
+            Entry::FromPod(pod) => weft_decide::from_pod(plan, oracle, at, pod, &packet),
+            Entry::ToPod(pod) => weft_decide::to_pod(plan, oracle, at, pod, &packet),
+            Entry::FromNet(arrival) => weft_decide::from_net(plan, oracle, at, *arrival, &packet),
+        };
+        let (program, ifindex) = match &entry {
+            Entry::FromPod(pod) => ("from_pod", self.device_of(pod)),
+            Entry::ToPod(pod) => ("to_pod", self.device_of(pod)),
+            Entry::FromNet(Arrival::Uplink) => ("from_net", self.kernel.uplink),
+            Entry::FromNet(Arrival::Tunnel { .. }) => ("from_net", self.kernel.tunnel),
+        };
+        let (returned, out) = self.kernel.run(program, ifindex, &frame);
+        let counted = self.kernel.newly_counted();
+        let context = format!("{entry:?} {packet:?}\n{}\nexpected {expected:?}", hex(&frame));
+        self.compare(&entry, &expected, returned, &frame, &out, &counted, &context)?;
+        self.compare_events(&expected, &context)?;
+        self.sent.push(frame);
+        self.packets.set(self.packets.get() + 1);
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn compare(
+        &self,
+        entry: &Entry,
+        expected: &Outcome,
+        returned: u32,
+        frame: &[u8],
+        out: &[u8],
+        counted: &[Reason],
+        context: &str,
+    ) -> Result<(), TestCaseError> {
+        let link = |addr: &Addr| {
+            let endpoint = &self.plan.endpoints[addr];
+            self.links.iter().find(|link| link.device == endpoint.device)
+        };
+        let (action, bytes) = match &expected.action {
+            Action::DeliverTo(addr) => (TC_REDIRECT, rewritten(frame, link(addr))),
+            Action::ToNode(_) => (TC_REDIRECT, rewritten(frame, None)),
+            Action::ToStack => (TC_NEXT, frame.to_vec()),
+            Action::Drop => (TC_DROP, frame.to_vec()),
+        };
+        prop_assert_eq!(returned, action, "{}", context);
+        prop_assert_eq!(hex(out), hex(&bytes), "{}", context);
+        let is_v4 = frame[12..ETHERNET] == [0x08, 0x00];
+        if returned == TC_REDIRECT && is_v4 && header_checksum_is_right(frame) {
+            prop_assert!(header_checksum_is_right(out), "{}", context);
+        }
+        // What is the stack's affair is not counted.
+        let passed = expected.action == Action::ToStack
+            && match entry {
+                Entry::FromNet(_) => !Packet::parse(frame)
+                    .is_ok_and(|packet| self.plan.endpoints.contains_key(&packet.destination)),
+                _ => expected.reason == Reason::NotIp,
+            };
+        let reasons = if passed { vec![] } else { vec![expected.reason] };
+        prop_assert_eq!(counted, &reasons[..], "{}", context);
+        Ok(())
+    }
+
+    fn compare_events(&self, expected: &Outcome, context: &str) -> Result<(), TestCaseError> {
+        let events = self.kernel.read_events();
+        let silent = matches!(expected.reason, Reason::LinkLocal | Reason::NotIp);
+        let denied = expected.reason.verdict() == Verdict::Denied && !silent;
+        prop_assert_eq!(
+            events.iter().filter(|event| event.kind == EventKind::Denied).count(),
+            usize::from(denied),
+            "{}",
+            context
+        );
+        for event in events {
+            // A flow ends with a reply or with its opener's packet: its own reason is told, not the packet's.
+            if event.kind != EventKind::Ended {
+                prop_assert_eq!(event.reason, Some(expected.reason), "{}", context);
+            }
+            prop_assert_eq!(event.egress_rule, expected.egress_rule, "{}", context);
+            prop_assert_eq!(event.ingress_rule, expected.ingress_rule, "{}", context);
+        }
+        Ok(())
+    }
+
+    fn compare_flows(&self) -> Result<(), TestCaseError> {
+        let kernel: Vec<String> =
+            self.kernel.flows().iter().map(|(key, value)| describe_kernel(key, value)).collect();
+        let mut kernel = kernel;
+        let mut oracle: Vec<String> = self
+            .oracle
+            .flows
+            .iter()
+            .map(|(key, entry)| {
+                format!(
+                    "{}:{} {}:{} {} {:?} {} {:?} {:?} {:?} {}{}{}{}",
+                    key.a.0,
+                    key.a.1,
+                    key.b.0,
+                    key.b.1,
+                    key.protocol.0,
+                    entry.opener,
+                    entry.epoch.0,
+                    entry.reason,
+                    entry.egress_rule.map(|rule| rule.0),
+                    entry.ingress_rule.map(|rule| rule.0),
+                    u8::from(entry.tcp.established),
+                    u8::from(entry.tcp.opener_finished),
+                    u8::from(entry.tcp.responder_finished),
+                    u8::from(entry.tcp.reset),
+                )
+            })
+            .collect();
+        kernel.sort();
+        oracle.sort();
+        prop_assert_eq!(kernel, oracle);
+        Ok(())
+    }
+}
+
+fn describe_kernel(key: &FlowKey, value: &FlowValue) -> String {
+    let side = if value.flags & FlowValue::OPENED_BY_B != 0 { Side::B } else { Side::A };
+    let rule = |number: u32| (number != 0).then_some(number);
+    let bit = |bit: u8| u8::from(value.tcp & bit != 0);
+    format!(
+        "{}:{} {}:{} {} {side:?} {} {:?} {:?} {:?} {}{}{}{}",
+        Addr::from(key.a),
+        key.port_a,
+        Addr::from(key.b),
+        key.port_b,
+        key.protocol,
+        value.epoch,
+        Reason::from_number(value.reason).unwrap(),
+        rule(value.egress_rule),
+        rule(value.ingress_rule),
+        bit(1),
+        bit(2),
+        bit(4),
+        bit(8),
+    )
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn links_of(kernel: &Kernel, plan: &NodePlan) -> Vec<PodLink> {
+    let devices: std::collections::BTreeSet<&str> =
+        plan.endpoints.values().map(|endpoint| endpoint.device.as_str()).collect();
+    devices.into_iter().enumerate().map(|(number, device)| kernel.link(number, device)).collect()
+}
+
+fn play_case(kernels: &[(Routing, Kernel)], case: &Case, packets: &Cell<usize>) -> Result<(), TestCaseError> {
+    let node = NodeName::new("node1");
+    let plan = weft_compile::compile(&case.cluster.snapshot_on(&node), &node).plan;
+    let same =
+        |routing: &Routing| std::mem::discriminant(routing) == std::mem::discriminant(&plan.settings.routing);
+    let (_, kernel) = kernels.iter().find(|(routing, _)| same(routing)).unwrap();
+    kernel.forget_flows();
+    kernel.read_events();
+    kernel.newly_counted();
+    let links = links_of(kernel, &plan);
+    kernel.hold(&plan, &links);
+    let mut player =
+        Player { kernel, plan, links, oracle: MemoryFlows::default(), sent: Vec::new(), packets };
+    for step in &case.before {
+        player.play(step)?;
+    }
+    player.compare_flows()?;
+    let mut changed = case.cluster.clone();
+    changed.policies.truncate(case.kept_policies);
+    player.plan = weft_compile::compile(&changed.snapshot_on(&node), &node).plan;
+    kernel.hold(&player.plan, &player.links);
+    for step in &case.after {
+        player.play(step)?;
+    }
+    player.compare_flows()?;
+    Ok(())
+}
+
+#[test]
+fn programs_agree_with_decide() {
+    let namespace = Namespace::new();
+    for number in 0..DEVICES {
+        namespace.ip(&format!("link add pod{number} type veth peer name peer{number}"));
+    }
+    namespace.ip("link add uplink type veth peer name wire");
+    namespace.ip("link add tunnel type veth peer name underlay");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_owned();
+    Worker::new(namespace, path.clone()).run(move || {
+        let vxlan = Routing::Vxlan { vni: 7, port: 4789 };
+        let kernels = [(Routing::Direct, "direct"), (vxlan, "vxlan")]
+            .map(|(routing, name)| (routing, Kernel::load(routing, &path.join(name))));
+        let config = RunnerConfig {
+            cases: 450,
+            failure_persistence: None,
+            max_shrink_time: 20_000,
+            ..Default::default()
+        };
+        let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+        let packets = Cell::new(0);
+        let result = runner.run(&cases(), |case| play_case(&kernels, &case, &packets));
+        if let Err(error) = result {
+            panic!("{error}");
+        }
+        assert!(packets.get() >= 20_000, "only {} packets", packets.get());
+        eprintln!("{} packets compared", packets.get());
+    });
+}
