@@ -20,9 +20,10 @@ pub enum Connect<'a> {
     },
 }
 
-/// `entropy` chooses among the backends; the kernel draws a random number.
+/// The node's own addresses, the name server's among them, are never a service's. `entropy` chooses among the backends; the kernel draws a random number.
 pub fn connect(plan: &NodePlan, protocol: Protocol, addr: Addr, port: Port, entropy: u32) -> Connect<'_> {
-    if !matches!(protocol, Protocol::TCP | Protocol::UDP) {
+    let own = plan.settings.host_addresses.contains(&addr);
+    if own || !matches!(protocol, Protocol::TCP | Protocol::UDP) {
         return Connect::Unchanged;
     }
     let Some(service) = plan.services.get(&Frontend { addr, protocol, port }) else {

@@ -76,6 +76,7 @@ fn port_in_words(port: &PortMatch) -> String {
 /// The other end of a connection, as a rule can name it.
 pub(super) enum Party<'a> {
     Pod(&'a Pod),
+    NameServer,
     Addr(Addr),
 }
 
@@ -125,6 +126,13 @@ fn peer_lines(peer: &Party<'_>, subject: &Pod) -> Vec<String> {
             let name = ("kubernetes.io/metadata.name".to_owned(), pod.key.namespace.to_string());
             let namespace = selector("namespaceSelector", &Labels::from([name]), "          ");
             let pods = selector("podSelector", &pod.labels, "          ");
+            as_item(namespace.into_iter().chain(pods).collect())
+        }
+        Party::NameServer => {
+            let pair = |key: &str, value: &str| Labels::from([(key.to_owned(), value.to_owned())]);
+            let namespace = pair("kubernetes.io/metadata.name", "kube-system");
+            let namespace = selector("namespaceSelector", &namespace, "          ");
+            let pods = selector("podSelector", &pair("k8s-app", "kube-dns"), "          ");
             as_item(namespace.into_iter().chain(pods).collect())
         }
         Party::Addr(addr) => {

@@ -282,16 +282,17 @@ impl<'c> Story<'c> {
                 .map_or("an address outside the cluster's pods".to_owned(), |pod| format!("pod {pod}"));
             steps.push(Step::passed(Stage::Backend, format!("{who} at {to}:{port}")));
         }
-        let peer = owner.map_or(Party::Addr(to), Party::Pod);
+        let peer = match owner {
+            Some(pod) => Party::Pod(pod),
+            None if self.cluster.snapshot.settings.dns_addresses.contains(&to) => Party::NameServer,
+            None => Party::Addr(to),
+        };
         if let Some(judged) = way.egress {
             steps.push(self.policy(self.source, Direction::Egress, judged, &peer, protocol, port));
         }
-        if steps.iter().all(|step| step.passed) {
-            steps.push(route_step(way.route, &way.reach, to));
-        }
-        if let (Some(judged), Some(subject)) = (way.ingress, owner)
-            && steps.iter().all(|step| step.passed)
-        {
+        // A denial is no reason to stop: who mends the one wants to know of the other.
+        steps.push(route_step(way.route, &way.reach, to));
+        if let (Some(judged), Some(subject)) = (way.ingress, owner) {
             let peer = Party::Pod(self.source);
             steps.push(self.policy(subject, Direction::Ingress, judged, &peer, protocol, port));
         }
