@@ -50,7 +50,7 @@ impl Worker {
         }
         let deadline = Instant::now() + self.grace();
         for name in stop {
-            self.stop_container(&name, deadline);
+            self.stop_container(&name, deadline, format!("Stopping container {name}"));
         }
         if let Some(over) = over {
             tracing::debug!(pod = self.name(), ?over, "pod is over");
@@ -102,7 +102,7 @@ impl Worker {
             };
             let names: Vec<_> = self.containers.iter().filter(due).map(|c| c.name.clone()).collect();
             for name in names {
-                self.stop_container(&name, deadline);
+                self.stop_container(&name, deadline, format!("Stopping container {name}"));
             }
             return;
         }
@@ -202,7 +202,7 @@ impl Worker {
     }
 
     /// Begins to stop a container, or brings the end of a stop under way closer.
-    pub(super) fn stop_container(&mut self, name: &str, at: Instant) {
+    pub(super) fn stop_container(&mut self, name: &str, at: Instant, why: String) {
         let spec = self.spec();
         let Some((container, _)) = containers::find_container(&spec, name) else { return };
         if let Some((_, deadline)) = self.stops.get(name) {
@@ -216,7 +216,7 @@ impl Worker {
         let (deadline, moving) = watch::channel(at);
         let Some(target) = self.target(&container) else { return };
         let Some(record) = &self.record else { return };
-        self.event(Some(name), Severity::Normal, "Killing", format!("Stopping container {name}"));
+        self.event(Some(name), Severity::Normal, "Killing", why);
         let stop = Stop {
             target,
             cgroup: record.container_cgroup(name),

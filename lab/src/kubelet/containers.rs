@@ -131,6 +131,11 @@ pub fn prepare(
     add_defaults(&mut env, context.hostname, container);
     let dir = context.dir.attempt(&container.name, attempt);
     let cgroup = context.record.container_cgroup(&container.name);
+    // A try under the same number that never ran may have left files that would be taken for this one's.
+    match std::fs::remove_dir_all(&dir.0) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&dir.0, error).into()),
+        _ => {}
+    }
     for path in [&dir.0, &cgroup] {
         std::fs::create_dir_all(path).map_err(|error| at(path, error))?;
     }

@@ -27,7 +27,7 @@ const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
 pub fn enter_private_namespace() -> io::Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    release_namespaces()
+    release_foreign_mounts()
 }
 
 /// Lays every mount over the tree. Returns what could not be mounted and why; the rest is in place.
@@ -101,14 +101,23 @@ fn failure(wanted: &Mount, error: &io::Error) -> String {
     format!("{} cannot be mounted: {error}", wanted.target.display())
 }
 
-/// A bind mount of a namespace file keeps that namespace alive; a container must not hold its neighbours'.
-fn release_namespaces() -> io::Result<()> {
+/// The mounts whose copies would keep alive what somebody else means to take down: the bind mount of a namespace
+/// file, and a file system of pinned BPF objects other than the system's own.
+fn holds_foreign_things(filesystem: &str, target: &str) -> bool {
+    match filesystem.split(' ').next() {
+        Some("nsfs") => true,
+        Some("bpf") => target != "/sys/fs/bpf",
+        _ => false,
+    }
+}
+
+fn release_foreign_mounts() -> io::Result<()> {
     for line in fs::read_to_string("/proc/self/mountinfo")?.lines().rev() {
         let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
-        if !filesystem.starts_with("nsfs ") {
+        let target = mount.split(' ').nth(4).map(unescape).unwrap_or_default();
+        if !holds_foreign_things(filesystem, &target) {
             continue;
         }
-        let target = mount.split(' ').nth(4).map(unescape).unwrap_or_default();
         // One that is hidden under another mount cannot be reached by its path and is not ours to remove.
         let _ = umount2(Path::new(&target), MntFlags::MNT_DETACH);
     }
@@ -259,6 +268,14 @@ mod tests {
         );
         let (found, missing) = existing_ancestor(Path::new("/no-such-top-level/x"));
         assert_eq!((found, missing), (PathBuf::from("/"), PathBuf::from("no-such-top-level/x")));
+    }
+
+    #[test]
+    fn copies_that_would_outlive_their_owner_are_known() {
+        assert!(holds_foreign_things("nsfs nsfs rw", "/run/netns/x"));
+        assert!(holds_foreign_things("bpf bpf rw,mode=700", "/run/weft/other/bpf"));
+        assert!(!holds_foreign_things("bpf bpf rw,mode=700", "/sys/fs/bpf"));
+        assert!(!holds_foreign_things("tmpfs tmpfs rw", "/run"));
     }
 
     #[test]

@@ -65,10 +65,10 @@ impl Pods {
         if let Some(listing) = &mut self.listing {
             listing.insert(uid.clone());
         }
-        self.workers.retain(|_, worker| !worker.is_closed());
         let pod = Arc::new(pod);
         if let Some(worker) = self.workers.get(&uid) {
-            // A worker that has just finished will not answer, and need not.
+            // A worker that has finished its pod stays here until the object is gone: late news of it, or a
+            // finalizer that keeps the object, must not make the pod begin again.
             let _ = worker.send(Input::Changed(pod));
             return;
         }

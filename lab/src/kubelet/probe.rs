@@ -100,7 +100,8 @@ impl ProbeState {
 
     /// When to ask next.
     pub fn next_at(&self) -> Timestamp {
-        let eager = self.pace == Pace::Eager && !self.ever_succeeded;
+        let hopeful = self.failures < self.timing.failure_threshold;
+        let eager = self.pace == Pace::Eager && !self.ever_succeeded && hopeful;
         match self.last {
             None if eager => self.since,
             None => self.since + self.timing.initial_delay,
@@ -130,9 +131,9 @@ impl ProbeState {
         }
     }
 
-    /// Whether the newest answers are failures that count.
-    pub fn has_counted_failures(&self) -> bool {
-        self.failures > 0
+    /// How many of the newest answers are failures that count.
+    pub fn counted_failures(&self) -> u32 {
+        self.failures
     }
 
     fn failure_counts(&self, now: Timestamp) -> bool {
@@ -211,6 +212,7 @@ mod tests {
         assert_eq!(probe.record(&no(), at(35)), None);
         assert_eq!(probe.record(&no(), at(40)), None);
         assert_eq!(probe.record(&no(), at(50)), Some(Verdict::Failed));
+        assert_eq!(probe.next_at(), at(60), "once it has failed for good there is no hurry");
     }
 
     #[test]

@@ -88,8 +88,8 @@ impl Worker {
             "Container {name} failed {} probe, will be restarted: {message}",
             kind.name().to_lowercase()
         );
-        self.event(Some(name), Severity::Normal, "Killing", text);
-        self.stop_container(name, Instant::now() + Duration::from_secs(grace.try_into().unwrap_or_default()));
+        let deadline = Instant::now() + Duration::from_secs(grace.try_into().unwrap_or_default());
+        self.stop_container(name, deadline, text);
     }
 }
 
@@ -125,12 +125,13 @@ impl Asking {
                     format!("{} probe: {assumed}", self.kind.name()),
                 );
             }
+            let counted = state.counted_failures();
             let verdict = state.record(&answer.outcome, Timestamp::now());
             let message = match answer.outcome {
                 Outcome::Success => String::new(),
                 Outcome::Failure(message) => message,
             };
-            if !message.is_empty() && state.has_counted_failures() {
+            if state.counted_failures() > counted {
                 self.event(
                     Severity::Warning,
                     "Unhealthy",

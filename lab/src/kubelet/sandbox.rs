@@ -125,8 +125,12 @@ pub struct SandboxMaker {
 impl SandboxMaker {
     /// Makes everything the pod needs; what a failed try leaves is removed by `discard` or the next try.
     pub async fn make(&self, pod: &Pod) -> Result<Record, SandboxError> {
+        let dir = PodDir::new(&self.pods_dir, pod.metadata.uid.as_deref().unwrap_or_default());
+        if let Some(mut earlier) = Record::read(&dir)? {
+            // Its record is about to be overwritten: what it holds must be given back first.
+            self.release_network(&mut earlier).await?;
+        }
         let mut record = self.begin(pod)?;
-        let dir = PodDir::new(&self.pods_dir, &record.uid);
         if let PodNetwork::Making(attachment) = record.network.clone() {
             record.write(&dir)?;
             let path = attachment.netns.clone();

@@ -48,7 +48,11 @@ pub fn pod_status(pod: &Pod, view: &PodView<'_>, now: Timestamp) -> PodStatus {
     let spec = pod.spec.as_ref().unwrap_or(&default_spec);
     let before = pod.status.clone().unwrap_or_default();
     let policy = RestartPolicy::parse(spec.restart_policy.as_deref());
-    let phase = phase(view, policy);
+    let phase = match phase(view, policy) {
+        // Over means that nothing runs: a sidecar, or a container with a grace period, may still.
+        "Succeeded" | "Failed" if view.containers.iter().any(Container::is_live) => "Running",
+        phase => phase,
+    };
     let statuses = |wanted: &[Role]| {
         let chosen = view.containers.iter().filter(|container| wanted.contains(&container.role));
         let list: Vec<_> = chosen.map(|c| container_status(pod, spec, c, policy)).collect();

@@ -83,6 +83,15 @@ fn the_phase_follows_the_containers() {
 }
 
 #[test]
+fn a_pod_is_not_over_while_a_sidecar_runs() {
+    let work = container("m", Role::Main, exited(0));
+    let with = |sidecar: State| {
+        status(&pod("Never"), &[container("s", Role::Sidecar, sidecar), work.clone()]).phase.expect("a phase")
+    };
+    assert_eq!((with(running()).as_str(), with(exited(0)).as_str()), ("Running", "Succeeded"));
+}
+
+#[test]
 fn conditions_say_what_is_missing() {
     let not_initialised = status(&pod("Always"), &[container("i", Role::Init, running())]);
     assert_eq!(

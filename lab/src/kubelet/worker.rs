@@ -247,6 +247,10 @@ impl Worker {
 
     fn publish(&mut self) {
         let record = self.record.as_ref();
+        if record.is_none() && self.ending.is_some() {
+            // Nothing of it was ever here: what the status says is somebody else's knowledge.
+            return;
+        }
         let view = PodView {
             containers: &self.containers,
             network: if matches!(self.sandbox, Sandbox::Ready(_)) {
