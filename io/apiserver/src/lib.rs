@@ -139,6 +139,7 @@ pub async fn start(config: Config) -> Result<Server, Error> {
     )
     .await?;
     tasks::aggregation::settle(&api).await;
+    tasks::accounts::settle(&api, &config.client_ca).await;
     let mut work = JoinSet::new();
     spawn_tasks(&mut work, &api, events, config.client_ca.as_str().into());
     tasks::bootstrap::manifests(&api, &config.bootstrap_manifests).await?;

@@ -13,7 +13,7 @@ pub struct ApiError {
     pub code: StatusCode,
     pub reason: &'static str,
     pub message: String,
-    pub details: Option<Value>,
+    pub details: Option<Box<Value>>,
     /// For 429 and 503: when to come back.
     pub retry_after_seconds: Option<u32>,
     /// For 401: ask for credentials. For an expired `continue`: the token to go on with.
@@ -42,12 +42,12 @@ impl ApiError {
         if !kind.group.is_empty() {
             details["group"] = kind.group.clone().into();
         }
-        self.details = Some(details);
+        self.details = Some(Box::new(details));
         self
     }
 
     pub fn with_details(mut self, details: Value) -> Self {
-        self.details = Some(details);
+        self.details = Some(Box::new(details));
         self
     }
 
@@ -113,7 +113,7 @@ impl ApiError {
             code: StatusCode::UNPROCESSABLE_ENTITY,
             reason: "Invalid",
             message: status["message"].as_str().unwrap_or_default().to_owned(),
-            details: status.get("details").cloned(),
+            details: status.get("details").cloned().map(Box::new),
             retry_after_seconds: None,
             continue_token: None,
         }
@@ -173,7 +173,7 @@ impl ApiError {
         if let Some(token) = &self.continue_token {
             status["metadata"]["continue"] = token.clone().into();
         }
-        let mut details = self.details.clone();
+        let mut details = self.details.as_deref().cloned();
         if let Some(seconds) = self.retry_after_seconds {
             details.get_or_insert_with(|| json!({}))["retryAfterSeconds"] = seconds.into();
         }

@@ -16,10 +16,9 @@ pub fn check_open(api: &Api, target: &Target, object: &Value) -> Result<()> {
     let Some(namespace) = &target.namespace else { return Ok(()) };
     let latest = api.store.latest(&Key::new(&Resource::new("", "namespaces"), None, namespace));
     let Some(latest) = latest else {
-        let mut error =
+        let error =
             ApiError::new(StatusCode::NOT_FOUND, "NotFound", format!("namespaces {namespace:?} not found"));
-        error.details = Some(json!({"name": namespace, "kind": "namespaces"}));
-        return Err(error);
+        return Err(error.with_details(json!({"name": namespace, "kind": "namespaces"})));
     };
     if !meta::is_deleting(&latest.value) {
         return Ok(());

@@ -384,7 +384,8 @@ fn complete_ports(
     let keeps_requested = text(service, "type") == "LoadBalancer";
     let mut taken: Vec<(u64, Value, Value)> = Vec::new();
     for (at, port) in ports_mut(service).enumerate() {
-        if !wanted && !(keeps_requested && node_port(port).is_some()) {
+        let has_port = wanted || (keeps_requested && node_port(port).is_some());
+        if !has_port {
             if let Some(fields) = port.as_object_mut() {
                 fields.remove("nodePort");
             }

@@ -166,7 +166,10 @@ pub async fn delete_object(api: &Api, target: &Target, options: &Options) -> Res
         check_preconditions(target, &latest, options)?;
         check_protected(target)?;
         let (change, finished) = match next_step(target, &latest.value, options, Timestamp::now())? {
-            Step::Nothing => return Ok(Outcome::Marked(entry_of(&latest))),
+            Step::Nothing => {
+                api.store.settle(&key, latest.revision).await;
+                return Ok(Outcome::Marked(entry_of(&latest)));
+            }
             Step::Mark(value) => (Change::Put(value), false),
             Step::Remove(value) => (Change::Delete(value), true),
         };

@@ -24,10 +24,7 @@ pub fn metadata(object: &mut Value) -> &mut Map<String, Value> {
     if !object.get("metadata").is_some_and(Value::is_object) {
         object["metadata"] = json!({});
     }
-    match &mut object["metadata"] {
-        Value::Object(map) => map,
-        _ => unreachable!("metadata was just made an object"),
-    }
+    object["metadata"].as_object_mut().expect("metadata was just made an object")
 }
 
 pub fn finalizers(object: &Value) -> Vec<&str> {
@@ -55,9 +52,9 @@ pub fn match_target(target: &Target, object: &mut Value) -> Result<()> {
     }
     match &target.namespace {
         Some(expected) if !namespace.is_empty() && namespace != *expected => {
-            return Err(ApiError::bad_request(format!(
-                "the namespace of the provided object does not match the namespace sent on the request"
-            )));
+            return Err(ApiError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
         }
         Some(expected) => {
             metadata(object).insert("namespace".into(), expected.clone().into());

@@ -118,15 +118,14 @@ fn refuse_if_budget_is_spent(api: &Api, target: &Target, pod: &Value) -> Result<
             continue;
         }
         let name = meta::text(&budget.value, "name");
-        let mut error = ApiError::too_many_requests(
+        let error = ApiError::too_many_requests(
             "Cannot evict pod as it would violate the pod's disruption budget.",
             RETRY_EVICTION_SECONDS,
         );
-        error.details = Some(json!({"causes": [{
+        return Err(error.with_details(json!({"causes": [{
             "reason": "DisruptionBudget",
             "message": format!("The disruption budget {name} does not allow evicting pods now"),
-        }]}));
-        return Err(error);
+        }]})));
     }
     Ok(())
 }

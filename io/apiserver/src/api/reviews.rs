@@ -119,6 +119,9 @@ fn check_token(api: &Api, review: &Value) -> Value {
 pub async fn issue_token(api: &Api, call: &Call, target: &Target) -> Result<Reply> {
     let account = api.find(target)?;
     let mut request = if call.body.is_empty() { json!({}) } else { body::parse(call)? };
+    if !request.is_object() || request.get("spec").is_some_and(|spec| !spec.is_object() && !spec.is_null()) {
+        return Err(ApiError::bad_request("the token request is not an object with an object as its spec"));
+    }
     let seconds = lifetime(target, &request)?;
     let audiences: Vec<String> = request
         .pointer("/spec/audiences")

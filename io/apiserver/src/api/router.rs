@@ -120,7 +120,7 @@ fn openapi(
     let known = header(headers, http::header::IF_NONE_MATCH);
     let unchanged = !document.etag.is_empty() && known.contains(document.etag.as_str());
     let body = if unchanged { Bytes::new() } else { document.body };
-    let mut reply = reply::bytes_of(&document.content_type, body);
+    let mut reply = reply::bytes_of(document.content_type, body);
     if unchanged {
         *reply.status_mut() = StatusCode::NOT_MODIFIED;
     }
@@ -285,6 +285,8 @@ async fn subresource_request(
         ("binding", Verb::Create) => pods::bind(api, call, target).await,
         ("eviction", Verb::Create) => pods::evict(api, call, target).await,
         ("token", Verb::Create) => reviews::issue_token(api, call, target).await,
+        // Proxying into pods, services and nodes is not offered.
+        ("proxy", _) => Err(ApiError::method_not_allowed()),
         (_, Verb::Get) => read::get(api, call, target).await,
         ("status", Verb::Update) => update::replace(api, call, target, Part::Status).await,
         ("status", Verb::Patch) => update::patch(api, call, target, Part::Status).await,

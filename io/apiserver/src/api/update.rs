@@ -202,7 +202,7 @@ pub async fn modify(
         let prepared = prepare(api, call, target, part, &latest, &old, draft)?;
         let Prepared { change, _admitted, stated_revision } = match prepared {
             Some(prepared) => prepared,
-            None => return current(api, &latest, target),
+            None => return Ok(current(api, &latest, target).await),
         };
         if call.dry_run()? == DryRun::All {
             let (Change::Put(value) | Change::Delete(value)) = change;
@@ -221,10 +221,11 @@ pub async fn modify(
 }
 
 /// The unchanged object, once what it was read from is on disk.
-fn current(api: &Api, latest: &Latest, target: &Target) -> Result<Arc<Entry>> {
+async fn current(api: &Api, latest: &Latest, target: &Target) -> Arc<Entry> {
+    api.store.settle(&api.key(target), latest.revision).await;
     match api.find(target) {
-        Ok(entry) if entry.revision >= latest.revision => Ok(entry),
-        _ => Ok(Arc::new(Entry::new(latest.revision, Arc::clone(&latest.value)))),
+        Ok(entry) if entry.revision >= latest.revision => entry,
+        _ => Arc::new(Entry::new(latest.revision, Arc::clone(&latest.value))),
     }
 }
 

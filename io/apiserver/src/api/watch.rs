@@ -163,7 +163,7 @@ impl Session {
             Err(error) => return Ok(Err(error.into())),
         };
         for (_, entry) in &listing.items {
-            if self.selection.matches(&entry.value) {
+            if self.selects(entry) {
                 let line = self.line("ADDED", entry);
                 out.send(line).await.map_err(|_| Gone)?;
             }
@@ -207,8 +207,8 @@ impl Session {
         {
             return None;
         }
-        let before = event.previous.as_ref().is_some_and(|previous| self.selection.matches(&previous.value));
-        let after = event.kind != EventKind::Deleted && self.selection.matches(&event.entry.value);
+        let before = event.previous.as_ref().is_some_and(|previous| self.selects(previous));
+        let after = event.kind != EventKind::Deleted && self.selects(&event.entry);
         match (before, after) {
             (false, true) => Some(self.line("ADDED", &event.entry)),
             (true, true) => Some(self.line("MODIFIED", &event.entry)),
@@ -222,6 +222,13 @@ impl Session {
             }
             (false, false) => None,
         }
+    }
+
+    /// The deprecated `/watch/` paths can name one object.
+    fn selects(&self, entry: &Entry) -> bool {
+        let named = &self.target.name;
+        (named.is_empty() || meta::text(&entry.value, "name") == named)
+            && self.selection.matches(&entry.value)
     }
 
     fn line(&mut self, event: &str, entry: &Entry) -> Bytes {

@@ -58,7 +58,7 @@ fn diff_maps(schema: &Schema, old: &Map<String, Value>, new: &Map<String, Value>
     difference
 }
 
-fn by<'a>(items: &'a [Value], element: impl Fn(&Value) -> Element) -> BTreeMap<Element, &'a Value> {
+fn by(items: &[Value], element: impl Fn(&Value) -> Element) -> BTreeMap<Element, &Value> {
     items.iter().map(|item| (element(item), item)).collect()
 }
 

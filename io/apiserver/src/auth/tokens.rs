@@ -45,7 +45,7 @@ pub struct Tokens {
 }
 
 enum Signer {
-    Ec(EcdsaKeyPair),
+    Ec(Box<EcdsaKeyPair>),
     Rsa(Box<RsaKeyPair>),
 }
 
@@ -62,7 +62,7 @@ impl Tokens {
             .map_err(|e| failed(format!("the private key is not PKCS#8 PEM: {e}")))?;
         let der = private.secret_pkcs8_der();
         let signer = match EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der, &random) {
-            Ok(key) => Signer::Ec(key),
+            Ok(key) => Signer::Ec(Box::new(key)),
             Err(_) => Signer::Rsa(Box::new(
                 RsaKeyPair::from_pkcs8(der)
                     .map_err(|e| failed(format!("the private key is neither P-256 nor RSA: {e}")))?,

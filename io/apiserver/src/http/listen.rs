@@ -5,6 +5,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
@@ -16,10 +17,16 @@ use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::reply::Reply;
 use crate::Error;
+
+/// A client that says nothing for so long is not going to.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+const ADDRESS_LIMIT: Duration = Duration::from_secs(4);
 
 /// The client's certificate, when it showed one that our authority signed.
 #[derive(Clone, Debug)]
@@ -90,9 +97,25 @@ pub async fn bind_in_namespace(place: &NamespaceListener) -> Result<TcpListener,
 fn listen_after_entering(namespace: &Path, address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     let handle = File::open(namespace)?;
     nix::sched::setns(&handle, nix::sched::CloneFlags::CLONE_NEWNET)?;
-    let listener = std::net::TcpListener::bind(address)?;
+    let listener = bind_patiently(address)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// A fresh IPv6 address cannot be bound until the kernel has looked for duplicates of it.
+fn bind_patiently(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let deadline = std::time::Instant::now() + ADDRESS_LIMIT;
+    loop {
+        match std::net::TcpListener::bind(address) {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AddrNotAvailable
+                    && std::time::Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Accepts connections for ever and answers each request with `handle`.
@@ -101,17 +124,20 @@ where
     H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
+    // Connections end with their listener, so that a stopped server lets go of everything.
+    let mut connections = JoinSet::new();
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
-                tokio::spawn(connection(stream, address, tls.clone(), handle.clone()));
+                connections.spawn(connection(stream, address, tls.clone(), handle.clone()));
             }
             Err(error) => {
                 // Out of file descriptors, mostly: leave the others time to close some.
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
+        while connections.try_join_next().is_some() {}
     }
 }
 
@@ -122,10 +148,14 @@ where
 {
     // Small writes of a watch must not wait for the peer's delayed acknowledgements.
     let _ = stream.set_nodelay(true);
-    let stream = match tls.accept(stream).await {
-        Ok(stream) => stream,
-        Err(error) => {
+    let stream = match tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
             tracing::debug!(%address, %error, "TLS handshake failed");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%address, "TLS handshake took too long");
             return;
         }
     };

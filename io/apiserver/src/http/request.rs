@@ -147,11 +147,7 @@ impl Verb {
     pub fn of(method: &Method, path: &ResourcePath, query: &Query) -> Option<Self> {
         let named = path.name.is_some();
         Some(match *method {
-            Method::GET | Method::HEAD
-                if path.watch_prefix || (query.flag("watch") && path.subresource.is_none()) =>
-            {
-                Self::Watch
-            }
+            Method::GET | Method::HEAD if path.watch_prefix || (query.flag("watch") && !named) => Self::Watch,
             Method::GET | Method::HEAD if named => Self::Get,
             Method::GET | Method::HEAD => Self::List,
             Method::POST => Self::Create,

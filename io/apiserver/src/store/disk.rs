@@ -1,6 +1,8 @@
 //! The redb file and the one thread that writes it. Many callers' writes share one commit.
 
 use std::collections::BTreeSet;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
 
@@ -32,7 +34,8 @@ pub(super) struct Job {
 pub(super) fn open(dir: &Path, history: HistoryLength) -> Result<(Database, Memory), Error> {
     let path = dir.join(FILE);
     let failed = |reason: String| Error::Open { path: path.display().to_string(), reason };
-    std::fs::create_dir_all(dir).map_err(|e| failed(e.to_string()))?;
+    // Secrets are in there.
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| failed(e.to_string()))?;
     let database = Database::create(&path).map_err(|e| failed(e.to_string()))?;
     let memory = load(&database, history).map_err(failed)?;
     Ok((database, memory))

@@ -168,7 +168,12 @@ impl Memory {
         after: Revision,
     ) -> Result<watch::Receiver<Revision>, Error> {
         self.check_range(resource, after)?;
-        Ok(self.bucket(resource).changed.subscribe())
+        Ok(self.changes_of(resource))
+    }
+
+    /// Tells whenever a resource has changed.
+    pub(super) fn changes_of(&mut self, resource: &Resource) -> watch::Receiver<Revision> {
+        self.bucket(resource).changed.subscribe()
     }
 
     /// Events after `after`, at most `limit`, and the revision up to which the answer is complete.

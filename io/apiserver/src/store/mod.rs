@@ -11,6 +11,7 @@ mod watcher;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -107,6 +108,8 @@ pub enum Error {
     #[error("cannot open the store at {path}: {reason}")]
     Open { path: String, reason: String },
 }
+
+const SETTLE_POLL: Duration = Duration::from_millis(50);
 
 /// How many past events each resource keeps for watchers that resume.
 #[derive(Clone, Copy, Debug)]
@@ -235,6 +238,22 @@ impl Store {
     pub async fn write(&self, key: Key, expected: Expected, change: Change) -> Result<Arc<Entry>, Error> {
         let receive = self.enqueue(key, expected, change)?;
         receive.await.map_err(|_| Error::Disk("the writer has stopped".into()))?
+    }
+
+    /// Waits until what [`Store::latest`] showed is on disk, or has failed to get there.
+    pub async fn settle(&self, key: &Key, revision: Revision) {
+        let mut changed = {
+            let mut memory = self.shared.memory.write().unwrap_or_else(PoisonError::into_inner);
+            memory.changes_of(&key.resource)
+        };
+        while self.is_pending(key, revision) {
+            // A failed commit announces nothing, so look again now and then.
+            let _ = tokio::time::timeout(SETTLE_POLL, changed.changed()).await;
+        }
+    }
+
+    fn is_pending(&self, key: &Key, revision: Revision) -> bool {
+        lock(&self.shared.pending).overlay.get(key).is_some_and(|overlay| overlay.revision >= revision)
     }
 
     fn enqueue(

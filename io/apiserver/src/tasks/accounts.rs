@@ -14,10 +14,8 @@ use crate::store::{Event, EventKind, Resource};
 
 /// Follows namespaces for ever. `ca` is what pods need to trust this server.
 pub async fn run(api: Arc<Api>, mut events: mpsc::UnboundedReceiver<Arc<Event>>, ca: Arc<str>) {
+    settle(&api, &ca).await;
     let namespaces = Resource::new("", "namespaces");
-    for (path, _) in api.store.list(&namespaces, None).items {
-        ensure(&api, &path, &ca).await;
-    }
     let (accounts, maps) = (Resource::new("", "serviceaccounts"), Resource::new("", "configmaps"));
     while let Some(event) = events.recv().await {
         let key = &event.key;
@@ -29,6 +27,13 @@ pub async fn run(api: Arc<Api>, mut events: mpsc::UnboundedReceiver<Arc<Event>>,
         if let (true, Some(namespace)) = (made || account || map, namespace) {
             ensure(&api, namespace, &ca).await;
         }
+    }
+}
+
+/// Gives every namespace what it lacks.
+pub async fn settle(api: &Api, ca: &str) {
+    for (path, _) in api.store.list(&Resource::new("", "namespaces"), None).items {
+        ensure(api, &path, ca).await;
     }
 }
 

@@ -282,3 +282,75 @@ async fn definitions_bring_kinds_that_behave_and_go_with_their_objects() {
     eventually(&admin, &format!("{crds}/ports.sea.dev"), |answer| answer.code == 404).await;
     eventually(&admin, ports, |answer| answer.code == 404).await;
 }
+
+#[tokio::test]
+async fn one_object_is_seen_through_each_of_its_groups() {
+    let fixture = Fixture::start().await;
+    let admin = fixture.admin();
+    let event = json!({
+        "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e", "namespace": "default"},
+        "eventTime": "2030-01-01T00:00:00.000000Z", "reportingController": "weft.dev/test", "reportingInstance": "i",
+        "action": "Testing", "reason": "Because", "type": "Normal", "note": "hello",
+        "regarding": {"kind": "Pod", "namespace": "default", "name": "web"},
+    });
+    let created = admin.post("/apis/events.k8s.io/v1/namespaces/default/events", event).await.expect(201);
+    assert_eq!(created["note"], "hello");
+    let core = admin
+        .get("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name%3Dweb")
+        .await
+        .expect(200);
+    assert_eq!(core["items"][0]["message"], "hello");
+    let absent = admin
+        .get("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name%3Dx")
+        .await
+        .expect(200);
+    assert_eq!(absent["items"], json!([]));
+}
+
+#[tokio::test]
+async fn bodies_of_the_wrong_shape_are_refused_not_fatal() {
+    let fixture = Fixture::start().await;
+    let admin = fixture.admin();
+    admin.post(MAPS, config_map("a", json!({}))).await.expect(201);
+    let kind = json!({"apiVersion": "v1", "kind": "ConfigMap"});
+    for body in
+        [json!([]), json!(1), json!("x"), json!(null), kind.clone(), json!({"apiVersion": 1, "kind": []})]
+    {
+        let created = admin.post(MAPS, body.clone()).await.code;
+        let replaced = admin.put(&format!("{MAPS}/a"), body.clone()).await.code;
+        assert!(
+            (400..500).contains(&created) && (200..500).contains(&replaced),
+            "{body}: {created} {replaced}"
+        );
+    }
+    for metadata in [
+        json!(1),
+        json!([]),
+        json!({"labels": 1}),
+        json!({"labels": {"a": 1}}),
+        json!({"ownerReferences": {}}),
+    ] {
+        let patch = json!({"metadata": metadata});
+        for format in ["merge", "strategic", "apply"] {
+            let code = admin.patch(&format!("{MAPS}/a?fieldManager=t"), format, patch.clone()).await.code;
+            assert!((200..500).contains(&code), "{format} {patch}: {code}");
+        }
+    }
+    let path = format!("{MAPS}/a");
+    for nonsense in ["{", "[", "not json", "{\"a\":1}"] {
+        for content_type in ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"] {
+            let answer =
+                admin.send(http::Method::PUT, &path, content_type, nonsense.as_bytes().to_vec()).await;
+            assert_eq!(answer.code, 400, "{content_type} {nonsense}: {answer:?}");
+        }
+        for content_type in
+            ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"]
+        {
+            let path = format!("{path}?fieldManager=t");
+            let answer =
+                admin.send(http::Method::PATCH, &path, content_type, nonsense.as_bytes().to_vec()).await;
+            assert!((200..500).contains(&answer.code), "{content_type} {nonsense}: {answer:?}");
+        }
+    }
+    admin.get(&path).await.expect(200);
+}

@@ -113,6 +113,10 @@ async fn service_account_tokens_work_until_what_they_are_bound_to_is_gone() {
     assert_eq!(answer["status"]["authenticated"], true);
     let short = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 5}});
     admin.post(&format!("{accounts}/robot/token"), short).await.expect(422);
+    for nonsense in [json!([]), json!("x"), json!({"spec": 1}), json!({"metadata": 1, "spec": null})] {
+        let answer = admin.post(&format!("{accounts}/robot/token"), nonsense.clone()).await;
+        assert!(answer.code == 400 || answer.code == 201, "{nonsense}: {answer:?}");
+    }
     admin.delete(&format!("{accounts}/robot"), json!({})).await.expect(200);
     robot.get("/version").await.expect(401);
 }

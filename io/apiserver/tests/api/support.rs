@@ -66,14 +66,15 @@ impl Fixture {
         Self { address: server.address(), server: Some(server), ca, dir }
     }
 
-    /// Stops the server and starts another on the same store.
+    /// Stops the server and starts another on the same store and address.
     pub async fn restart(&mut self) {
         self.server = None;
+        let mut config = config(&self.ca, self.dir.path());
+        config.listen = self.address;
         let mut last = None;
         for _ in 0..500 {
-            match start(config(&self.ca, self.dir.path())).await {
+            match start(config.clone()).await {
                 Ok(server) => {
-                    self.address = server.address();
                     self.server = Some(server);
                     return;
                 }
