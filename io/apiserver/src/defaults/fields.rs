@@ -24,6 +24,13 @@ pub(super) fn set(object: &mut Value, name: &str, value: impl Into<Value>) {
     }
 }
 
+/// Takes a field away.
+pub(super) fn unset(object: &mut Value, name: &str) {
+    if let Value::Object(fields) = object {
+        fields.shift_remove(name);
+    }
+}
+
 /// The object in a field, made empty when it is missing. Decoding has refused parents of other types before.
 pub(super) fn child<'a>(object: &'a mut Value, name: &str) -> &'a mut Value {
     if !object.is_object() {

@@ -1,7 +1,7 @@
 //! Defaults of services and their endpoints. Addresses and node ports are allocated by the server.
 use serde_json::{Value, json};
 
-use super::fields::{child, each, fill, fill_text, set, text};
+use super::fields::{child, each, fill, fill_text, set, text, unset};
 
 pub(super) fn service(object: &mut Value) {
     let spec = child(object, "spec");
@@ -10,7 +10,7 @@ pub(super) fn service(object: &mut Value) {
     }
     fill_text(spec, "sessionAffinity", "None");
     if text(spec, "sessionAffinity") == "None" {
-        spec.as_object_mut().map(|fields| fields.shift_remove("sessionAffinityConfig"));
+        unset(spec, "sessionAffinityConfig");
     } else if text(spec, "sessionAffinity") == "ClientIP" {
         let client = child(child(spec, "sessionAffinityConfig"), "clientIP");
         fill(client, "timeoutSeconds", 10_800);
@@ -23,12 +23,17 @@ pub(super) fn service(object: &mut Value) {
         kind == "NodePort" || kind == "LoadBalancer" || (kind == "ClusterIP" && external_addresses);
     if external {
         fill_text(spec, "externalTrafficPolicy", "Cluster");
+    } else if text(spec, "externalTrafficPolicy") == "Cluster" {
+        // A service that stops being external leaves behind what was only filled in for it.
+        unset(spec, "externalTrafficPolicy");
     }
     if kind != "ExternalName" {
         fill_text(spec, "internalTrafficPolicy", "Cluster");
     }
     if kind == "LoadBalancer" {
         fill(spec, "allocateLoadBalancerNodePorts", true);
+    } else {
+        unset(spec, "allocateLoadBalancerNodePorts");
     }
     child(child(object, "status"), "loadBalancer");
 }

@@ -460,6 +460,30 @@ fn decoding_reports_what_go_would() {
     assert_eq!(object, json!({"spec": {"containers": [{"name": "c"}]}}));
 }
 
+#[test]
+fn services_drop_what_their_type_has_no_use_for() {
+    let mut service = prepared("Service", json!({"spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}}));
+    assert_eq!(service["spec"]["externalTrafficPolicy"], "Cluster");
+    assert_eq!(service["spec"]["allocateLoadBalancerNodePorts"], true);
+    service["spec"]["type"] = json!("ClusterIP");
+    apply(&kind("Service"), &mut service);
+    assert!(service["spec"].get("externalTrafficPolicy").is_none(), "{service}");
+    assert_eq!(validate_create(&kind("Service"), &service), vec![]);
+}
+
+#[test]
+fn what_is_warned_of() {
+    let mut object = deployment();
+    object["spec"]["template"]["spec"]["nodeSelector"] = json!({"beta.kubernetes.io/os": "linux"});
+    let expected = "spec.template.spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead";
+    assert_eq!(warnings(&kind("apps/Deployment"), &prepared("apps/Deployment", object)), [expected]);
+    let env = json!({"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]});
+    assert!(
+        warnings(&kind("Pod"), &prepared("Pod", pod(env)))[0].contains("hides previous definition of \"A\"")
+    );
+    assert_eq!(warnings(&kind("Pod"), &prepared("Pod", pod(json!({})))), Vec::<String>::new());
+}
+
 /// JSON that looks like an object of some kind, with anything in any place.
 fn any_json() -> impl Strategy<Value = Value> {
     let names = prop::sample::select(vec![

@@ -282,13 +282,13 @@ fn apps(out: &mut Vec<Kind>) {
     );
 }
 
+/// Without the short name `ev`: kubectl would warn that it is ambiguous.
 fn events(out: &mut Vec<Kind>) {
     add::<k8s::events::v1::Event>(
         out,
         Row {
             plural: "events",
             singular: "event",
-            short: &["ev"],
             stored_as: Some(("", "events")),
             selectable: &["reason", "reportingController", "type", "regarding.kind", "regarding.name"],
             ..PLAIN

@@ -92,9 +92,12 @@ fn autoscaler_to_v2(mut object: Value) -> Value {
             let target = json!({"type": "Utilization", "averageUtilization": target});
             metrics.insert(0, json!({"type": "Resource", "resource": {"name": "cpu", "target": target}}));
         }
-        if !metrics.is_empty() {
-            spec.insert("metrics".into(), Value::Array(metrics));
+        if metrics.is_empty() {
+            // What version 2 means by no metrics at all.
+            let target = json!({"type": "Utilization", "averageUtilization": 80});
+            metrics.push(json!({"type": "Resource", "resource": {"name": "cpu", "target": target}}));
         }
+        spec.insert("metrics".into(), Value::Array(metrics));
     }
     if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
         status.shift_remove("currentCPUUtilizationPercentage");

@@ -68,6 +68,10 @@ impl Check {
             }
             None => self.push(FieldError::required("spec.scope", "")),
         }
+        if spec["preserveUnknownFields"] == true {
+            let detail = "must be false; use x-kubernetes-preserve-unknown-fields in the schema instead";
+            self.push(FieldError::invalid("spec.preserveUnknownFields", &json!(true), detail));
+        }
         for (field, required) in [("plural", true), ("kind", true), ("singular", false), ("listKind", false)]
         {
             self.name(spec, field, required);

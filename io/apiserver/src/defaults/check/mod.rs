@@ -42,10 +42,6 @@ pub fn validate_status(kind: &Kind, old: &Value, new: &Value) -> Vec<FieldError>
 pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
     let mut warnings: Vec<String> = kind.deprecation.iter().cloned().collect();
     match (kind.group.as_str(), kind.kind.as_str()) {
-        ("", "Endpoints") => {
-            warnings
-                .push("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into());
-        }
         ("", "Pod") => warnings.extend(pod::warnings(&object["spec"], "spec")),
         ("apps" | "batch", _) => {
             warnings.extend(pod::warnings(&object["spec"]["template"]["spec"], "spec.template.spec"));
@@ -122,14 +118,8 @@ fn immutable(kind: &Kind, old: &Value, new: &Value, errors: &mut Errors) {
     }
 }
 
-/// Required by the OpenAPI documents, yet accepted when missing.
-const OPTIONAL_AFTER_ALL: &[(&str, &str)] = &[
-    ("", "endpoints"),
-    ("spec", "serviceName"),
-    ("spec", "podSelector"),
-    ("spec", "drivers"),
-    ("", "value"),
-];
+/// Required by the OpenAPI documents, yet accepted when missing: Go reads them as empty.
+const OPTIONAL_AFTER_ALL: &[&str] = &["serviceName", "drivers", "value", "lun", "revision"];
 
 /// Missing fields that the built-in types declare required. Status is the controllers' business.
 fn required(schema: &Schema, value: &Value, at: &At, errors: &mut Errors) {
@@ -141,7 +131,9 @@ fn required(schema: &Schema, value: &Value, at: &At, errors: &mut Errors) {
                     Some(Value::String(text)) => text.is_empty() && schema.field(name).is_plain_text(),
                     Some(_) => false,
                 };
-                if missing && !OPTIONAL_AFTER_ALL.contains(&(at.as_str(), name.as_str())) {
+                let optional =
+                    OPTIONAL_AFTER_ALL.contains(&name.as_str()) || (at.is_root() && name == "endpoints");
+                if missing && !optional {
                     errors.push(FieldError::required(at.field(name).as_str(), ""));
                 }
             }

@@ -231,43 +231,39 @@ fn environment(container: &Value, at: &At, errors: &mut Errors) {
                           than '='";
             errors.push(FieldError::invalid(at.field("name"), &name.into(), detail));
         }
-        let source = &variable["valueFrom"];
-        let Some(fields) = source.as_object() else { continue };
-        let at = at.field("valueFrom");
-        if !text(variable, "value").is_empty() {
-            let detail = "may not be specified when `value` is not empty";
-            errors.push(FieldError::invalid(&at, &json!(""), detail));
-        }
-        match fields.len() {
-            1 => {}
-            0 => {
-                let detail = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or \
-                              `secretKeyRef`";
-                errors.push(FieldError::invalid(&at, &json!(""), detail));
-            }
-            _ => {
-                let detail = "may not have more than one field specified at a time";
-                errors.push(FieldError::invalid(&at, &json!(""), detail));
-            }
-        }
-        let path = text(&source["fieldRef"], "fieldPath");
-        let subscripted = path.starts_with("metadata.labels['") || path.starts_with("metadata.annotations['");
-        if !path.is_empty() && !subscripted && !FIELD_PATHS.contains(&path) {
-            let at = at.field("fieldRef").field("fieldPath");
-            errors.push(FieldError::not_supported(at, &path.into(), FIELD_PATHS));
+        if variable["valueFrom"].is_object() {
+            variable_source(variable, &at.field("valueFrom"), errors);
         }
     }
     for (index, source) in items(&container["envFrom"]) {
         let count = ["configMapRef", "secretRef"].iter().filter(|name| is_set(source, name)).count();
-        if count != 1 {
-            let detail = if count == 0 {
-                "must specify one of: `configMapRef` or `secretRef`"
-            } else {
-                "may not have more than one field specified at a time"
-            };
-            errors.push(FieldError::invalid(at.field("envFrom").index(index), &json!(""), detail));
-        }
+        let at = at.field("envFrom").index(index);
+        one_source(count, "`configMapRef` or `secretRef`", &at, errors);
     }
+}
+
+fn variable_source(variable: &Value, at: &At, errors: &mut Errors) {
+    let source = &variable["valueFrom"];
+    if !text(variable, "value").is_empty() {
+        errors.push(FieldError::invalid(at, &json!(""), "may not be specified when `value` is not empty"));
+    }
+    let kinds = "`fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`";
+    one_source(source.as_object().map_or(0, |fields| fields.len()), kinds, at, errors);
+    let path = text(&source["fieldRef"], "fieldPath");
+    let subscripted = path.starts_with("metadata.labels['") || path.starts_with("metadata.annotations['");
+    if !path.is_empty() && !subscripted && !FIELD_PATHS.contains(&path) {
+        let at = at.field("fieldRef").field("fieldPath");
+        errors.push(FieldError::not_supported(at, &path.into(), FIELD_PATHS));
+    }
+}
+
+fn one_source(count: usize, kinds: &str, at: &At, errors: &mut Errors) {
+    let detail = match count {
+        1 => return,
+        0 => format!("must specify one of: {kinds}"),
+        _ => "may not have more than one field specified at a time".to_owned(),
+    };
+    errors.push(FieldError::invalid(at, &json!(""), detail));
 }
 
 pub(super) fn resources(resources: &Value, at: &At, errors: &mut Errors) {
@@ -331,9 +327,23 @@ fn handler(handler: &Value, at: &At, kinds: &[&str], errors: &mut Errors) {
     }
 }
 
+/// Labels of nodes that have been replaced, and by what.
+const OLD_NODE_LABELS: &[(&str, &str, &str)] = &[
+    ("beta.kubernetes.io/arch", "v1.14", "kubernetes.io/arch"),
+    ("beta.kubernetes.io/os", "v1.14", "kubernetes.io/os"),
+    ("failure-domain.beta.kubernetes.io/region", "v1.17", "topology.kubernetes.io/region"),
+    ("failure-domain.beta.kubernetes.io/zone", "v1.17", "topology.kubernetes.io/zone"),
+    ("beta.kubernetes.io/instance-type", "v1.17", "node.kubernetes.io/instance-type"),
+];
+
 /// What kube-apiserver warns of although it accepts it.
 pub(super) fn warnings(spec: &Value, path: &str) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let used = OLD_NODE_LABELS.iter().filter(|(label, ..)| is_set(&spec["nodeSelector"], label));
+    let mut warnings: Vec<String> = used
+        .map(|(label, since, new)| {
+            format!("{path}.nodeSelector[{label}]: deprecated since {since}; use \"{new}\" instead")
+        })
+        .collect();
     for list in ["initContainers", "containers"] {
         for (index, container) in items(&spec[list]) {
             let mut seen = HashSet::new();

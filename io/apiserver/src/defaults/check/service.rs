@@ -105,6 +105,10 @@ fn addresses(spec: &Value, at: &At, kind: &str, headless: bool, errors: &mut Err
         ip(value, &at.field("externalIPs").index(index), errors);
         outside(value, &at.field("externalIPs").index(index), errors);
     }
+    families(spec, at, errors);
+}
+
+fn families(spec: &Value, at: &At, errors: &mut Errors) {
     let mut families = HashSet::new();
     for (index, family) in items(&spec["ipFamilies"]) {
         let at = at.field("ipFamilies").index(index);
