@@ -52,7 +52,8 @@ fn spawn(dir: &Path) -> Child {
         }
         others.push(line);
     }
-    panic!("the child did not serve: {others:#?}");
+    let status = child.wait().unwrap();
+    panic!("the child did not serve but ended with {status}: {others:#?}");
 }
 
 async fn client(dir: &Path) -> kube::Client {
