@@ -14,7 +14,7 @@ use weft_decide::{Action, Arrival, MemoryFlows, Moment, Outcome, Packet, from_ne
 use weft_model::testing::frames::{Frame, FrameBody};
 use weft_model::testing::{Cluster, Probe, clusters, probes};
 use weft_model::{NodeName, Protocol, Reason, Routing};
-use weft_plan::NodePlan;
+use weft_plan::{NodePlan, RuleCause, RuleId};
 
 use reading::Answer;
 
@@ -61,23 +61,31 @@ fn compare(cluster: &Cluster, plan: &NodePlan, probe: Probe) -> Result<(), TestC
     let Probe { source, destination, protocol, port } = probe;
     let judgement = judge(plan, source, destination, protocol, port);
     let (egress, ingress) = reading::read(cluster, plan.settings.node.as_str(), probe);
-    let expected = match (egress, ingress) {
-        (Some(Answer::Denied), _) | (_, Some(Answer::Denied)) => Answer::Denied,
-        (Some(Answer::Allowed), _) | (_, Some(Answer::Allowed)) => Answer::Allowed,
-        _ => Answer::NotIsolated,
-    };
-    let found = match judgement.reason {
-        Reason::NotIsolated | Reason::FromOwnNode => Answer::NotIsolated,
-        Reason::AllowedByRule => Answer::Allowed,
-        _ => Answer::Denied,
-    };
+    let denied = [&egress, &ingress].contains(&&Some(Answer::Denied));
+    let allowed = |answer: &Option<Answer>| matches!(answer, Some(Answer::Allowed { .. }));
     let node = &plan.settings.node;
-    prop_assert_eq!(found, expected, "on {}: {:?} gives {:?}", node, probe, judgement);
-    prop_assert_eq!(
-        judgement.egress_rule.is_some(),
-        matches!(egress, Some(Answer::Allowed | Answer::Denied))
-    );
+    let fits = match judgement.reason {
+        Reason::NotIsolated | Reason::FromOwnNode => !denied && !allowed(&egress) && !allowed(&ingress),
+        Reason::AllowedByRule => !denied && (allowed(&egress) || allowed(&ingress)),
+        Reason::DefaultDeny | Reason::IdentityUnknown => denied,
+        _ => false,
+    };
+    prop_assert!(fits, "on {}: {:?} gives {:?}, not {:?} {:?}", node, probe, judgement, egress, ingress);
+    prop_assert_eq!(cause(plan, judgement.egress_rule), egress.clone().filter(|a| *a != Answer::NotIsolated));
+    if egress != Some(Answer::Denied) {
+        prop_assert_eq!(cause(plan, judgement.ingress_rule), ingress.filter(|a| *a != Answer::NotIsolated));
+    }
     Ok(())
+}
+
+/// What a rule number says, in the words of the reading.
+fn cause(plan: &NodePlan, rule: Option<RuleId>) -> Option<Answer> {
+    Some(match &plan.rules[&rule?] {
+        RuleCause::Rule { policy, index, .. } => {
+            Answer::Allowed { policy: policy.object.name.to_string(), index: *index }
+        }
+        RuleCause::DefaultDeny { .. } => Answer::Denied,
+    })
 }
 
 /// The first packet from pod to pod, hop by hop: it arrives if the reading of the API says so.

@@ -11,10 +11,14 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use weft_model::Protocol;
 use weft_model::testing::{Cluster, Probe};
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Answer {
     NotIsolated,
-    Allowed,
+    /// The first rule that allows, policies in the order of their names.
+    Allowed {
+        policy: String,
+        index: usize,
+    },
     Denied,
 }
 
@@ -108,7 +112,9 @@ fn answer(
     probe: Probe,
 ) -> Answer {
     let mut isolated = false;
-    for policy in &cluster.policies {
+    let mut policies: Vec<&NetworkPolicy> = cluster.policies.iter().collect();
+    policies.sort_by_key(|policy| policy.metadata.name.clone());
+    for policy in policies {
         let spec = policy.spec.clone().unwrap_or_default();
         let same_namespace = policy.metadata.namespace.as_ref() == Some(&subject.namespace);
         let selected = spec.pod_selector.as_ref().is_none_or(|selector| selects(selector, &subject.labels));
@@ -121,7 +127,7 @@ fn answer(
         } else {
             spec.egress.unwrap_or_default().into_iter().map(|rule| (rule.to, rule.ports)).collect()
         };
-        for (peers, ports) in rules {
+        for (index, (peers, ports)) in rules.into_iter().enumerate() {
             let peers = peers.unwrap_or_default();
             let ports = ports.unwrap_or_default();
             let own = &subject.namespace;
@@ -129,7 +135,8 @@ fn answer(
                 peers.is_empty() || peers.iter().any(|given| is_peer(cluster, own, given, peer_addr, peer));
             let to_port = ports.is_empty() || ports.iter().any(|given| is_port(given, destination, probe));
             if from_peer && to_port {
-                return Answer::Allowed;
+                let policy = policy.metadata.name.clone().unwrap();
+                return Answer::Allowed { policy, index };
             }
         }
     }

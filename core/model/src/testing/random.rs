@@ -17,7 +17,8 @@ const LABELS: [(&str, &[&str]); 3] =
     [("app", &["web", "db", "api"]), ("tier", &["f", "b"]), ("zone", &["x", "y"])];
 const PORT_NAMES: [&str; 3] = ["http", "dns", "admin"];
 const PORTS: [i32; 6] = [53, 80, 443, 8080, 8081, 9090];
-const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
+/// TCP more often, so that names, rules and probes meet.
+const PROTOCOLS: [&str; 6] = ["TCP", "TCP", "TCP", "UDP", "UDP", "SCTP"];
 const POLICY_TYPES: [&[&str]; 4] = [&[], &["Ingress"], &["Egress"], &["Ingress", "Egress"]];
 const BLOCKS: [&str; 14] = [
     "0.0.0.0/0",
@@ -127,7 +128,7 @@ fn pod() -> impl Strategy<Value = RandomPod> {
         1 => Just(PodForm::Finished),
     ];
     let port = (option::of(select(&PORT_NAMES[..])), select(&PROTOCOLS[..]), select(&PORTS[..]));
-    (select(&NAMESPACES[..]), 0usize..3, labels(), form, vec(port, 0..3))
+    (select(&NAMESPACES[..]), 0usize..3, labels(), form, vec(port, 0..4))
         .prop_map(|(namespace, node, labels, form, ports)| RandomPod { namespace, node, labels, form, ports })
 }
 
@@ -273,7 +274,7 @@ fn service() -> impl Strategy<Value = RandomService> {
         1 => Just(Condition::Terminating),
         1 => Just(Condition::NotReady),
     ];
-    let ports = vec((select(&PROTOCOLS[..2]), select(&PORTS[..]), select(&PORTS[..])), 1..3);
+    let ports = vec((select(&["TCP", "UDP"][..]), select(&PORTS[..]), select(&PORTS[..])), 1..3);
     (select(&NAMESPACES[..]), ports, vec((0usize..8, condition), 0..4)).prop_map(
         |(namespace, ports, endpoints)| {
             let mut seen = std::collections::BTreeSet::new();
