@@ -3,6 +3,7 @@
 mod deletion;
 mod durability;
 mod kubectl;
+mod listeners;
 mod objects;
 mod pods;
 mod security;

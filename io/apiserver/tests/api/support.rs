@@ -238,7 +238,7 @@ impl Client {
         TokioIo::new(hyper::upgrade::on(response).await.unwrap())
     }
 
-    fn connector(&self, protocol: &str) -> tokio_rustls::TlsConnector {
+    pub fn connector(&self, protocol: &str) -> tokio_rustls::TlsConnector {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
