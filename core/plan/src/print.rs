@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crate::{
-    ClassId, ClassMatch, Decision, EndpointPlan, NextHop, NodePlan, PolicyMatch, PolicySet, PolicySetId, PortPrefix,
-    RuleId, ServicePlan,
+    ClassId, ClassMatch, Decision, EndpointPlan, NextHop, NodePlan, PolicyMatch, PolicySet, PolicySetId,
+    PortPrefix, RuleId, ServicePlan,
 };
 
 impl fmt::Display for NodePlan {
@@ -44,7 +44,8 @@ impl NodePlan {
 
     fn set_rows(&self, id: PolicySetId, set: &PolicySet) -> Vec<Vec<String>> {
         let row = |class: String, ports: String, verdict: &str, rule: RuleId| {
-            let rule = self.rules.get(&rule).map_or(format!("rule {:08x}", rule.0), |cause| cause.to_string());
+            let rule =
+                self.rules.get(&rule).map_or(format!("rule {:08x}", rule.0), |cause| cause.to_string());
             vec![id.to_string(), set.direction.to_string(), class, ports, verdict.to_owned(), rule]
         };
         let entries = set.entries.iter().map(|(key, Decision { verdict, rule })| {
@@ -135,8 +136,10 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = || std::iter::once(&self.titles).chain(&self.rows);
-        let width = |column: usize| lines().map(|line| line.get(column).map_or(0, |cell| cell.chars().count())).max();
-        let widths: Vec<usize> = (0..self.titles.len()).map(|column| width(column).unwrap_or_default()).collect();
+        let width =
+            |column: usize| lines().map(|line| line.get(column).map_or(0, |cell| cell.chars().count())).max();
+        let widths: Vec<usize> =
+            (0..self.titles.len()).map(|column| width(column).unwrap_or_default()).collect();
         for line in lines() {
             let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
             writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
