@@ -1,7 +1,6 @@
 //! The configuration files of the fabric's processes: one JSON document each, read with `--config FILE`.
 //! The kubelet's is `kubelet::Config`; the controllers' is `controllers::Config`.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -29,8 +28,9 @@ pub struct ApiserverConfig {
     pub service_cidrs: Vec<IpNet>,
     /// Backends of the service `default/kubernetes`: the nodes' own listeners.
     pub advertise: Vec<SocketAddr>,
-    /// Where each node's kubelet answers for logs, exec and port-forward.
-    pub kubelets: BTreeMap<String, PathBuf>,
+    pub cluster_domain: String,
+    /// Where a node's kubelet answers for logs, exec and port-forward, with `{node}` for its name.
+    pub kubelet_socket: String,
 }
 
 /// One listening address, in the named network namespace or the process's own.
@@ -55,7 +55,7 @@ pub struct AgentConfig {
     pub cgroup_dir: PathBuf,
     pub uplink: String,
     pub routing: Routing,
-    /// The MTU of pods.
+    /// The MTU of the links between nodes; what pods get follows from it and the routing.
     pub mtu: u32,
     pub cluster_cidrs: ClusterCidrs,
     pub cluster_domain: String,
@@ -141,8 +141,6 @@ impl Inputs<'_> {
             }
         }
         let pki = |file| self.paths.pki(file);
-        let kubelet =
-            |node: &NodeAddresses| (node.name.clone(), self.paths.node_file(&node.name, "kubelet.sock"));
         ApiserverConfig {
             store_dir: self.paths.api_store(),
             listen,
@@ -153,7 +151,8 @@ impl Inputs<'_> {
             service_account_public_key: pki("sa.pub"),
             service_cidrs: self.spec.services.of(self.spec.families),
             advertise,
-            kubelets: self.nodes.iter().map(kubelet).collect(),
+            cluster_domain: self.spec.cluster_domain.clone(),
+            kubelet_socket: self.paths.node_file("{node}", "kubelet.sock").display().to_string(),
         }
     }
 
@@ -169,7 +168,7 @@ impl Inputs<'_> {
             cgroup_dir: self.cgroup.join(&node.name),
             uplink: UPLINK.to_owned(),
             routing: spec.routing,
-            mtu: spec.pod_mtu(),
+            mtu: spec.mtu,
             cluster_cidrs: ClusterCidrs {
                 pods: spec.pods.of(spec.families),
                 services: spec.services.of(spec.families),
