@@ -255,7 +255,7 @@ fn add_service(plan: &mut NodePlan, backend: Addr) {
 }
 
 fn fabric(count: u8, routing: Routing) -> (Fabric, Pod, Pod) {
-    let mut fabric = Fabric::new(count, routing);
+    let mut fabric = if count == 2 { Fabric::wired(routing) } else { Fabric::new(count, routing) };
     let client = fabric.nodes[0].add_pod(2);
     let last = usize::from(count) - 1;
     let server = fabric.nodes[last].add_pod(3);

@@ -37,10 +37,35 @@ enum Entry {
 #[derive(Clone, Debug)]
 struct Step {
     frame: Vec<u8>,
-    /// Instead of `frame`: the answer to an earlier one.
-    answers: Option<prop::sample::Index>,
+    /// Instead of `frame`: one that belongs to an earlier one's flow.
+    follows: Option<Follows>,
     /// Where the packet does not come from where its addresses say.
     stray: Option<(u8, prop::sample::Index)>,
+}
+
+#[derive(Clone, Debug)]
+struct Follows {
+    earlier: prop::sample::Index,
+    /// From the other side, or from the same one again.
+    side: FollowingSide,
+    /// Of TCP.
+    flags: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum FollowingSide {
+    Same,
+    Other,
+}
+
+fn follows() -> impl Strategy<Value = Follows> {
+    let side = prop_oneof![2 => Just(FollowingSide::Other), 1 => Just(FollowingSide::Same)];
+    let flags = prop::sample::select(&[0x02u8, 0x12, 0x10, 0x18, 0x11, 0x04][..]);
+    (any::<prop::sample::Index>(), side, flags).prop_map(|(earlier, side, flags)| Follows {
+        earlier,
+        side,
+        flags,
+    })
 }
 
 #[derive(Clone, Debug)]
@@ -52,11 +77,11 @@ struct Case {
 }
 
 fn steps(cluster: &Cluster) -> impl Strategy<Value = Vec<Step>> + use<> {
-    let answers = prop::option::weighted(0.35, any::<prop::sample::Index>());
+    let follows = prop::option::weighted(0.5, follows());
     let stray = prop::option::weighted(0.1, (0u8..4, any::<prop::sample::Index>()));
-    let step = (frames_for(cluster), answers, stray).prop_map(|(frame, answers, stray)| Step {
+    let step = (frames_for(cluster), follows, stray).prop_map(|(frame, follows, stray)| Step {
         frame,
-        answers,
+        follows,
         stray,
     });
     vec(step, 20..60)
@@ -71,34 +96,36 @@ fn cases() -> impl Strategy<Value = Case> {
     })
 }
 
-/// The answer to a frame without extension headers: addresses and ports swapped, SYN acknowledged, echo replied to.
-fn answer_to(frame: &[u8]) -> Vec<u8> {
-    let mut answer = frame.to_vec();
-    let (addresses, size, transport, protocol) = match frame.get(12..ETHERNET) {
-        Some([0x08, 0x00]) if frame.len() >= 34 && frame[14] == 0x45 => (26, 4, 34, frame[23]),
-        Some([0x86, 0xdd]) if frame.len() >= 54 => (22, 16, 54, frame[20]),
-        _ => return answer,
+/// A later frame of an earlier one's flow, where that has no IP options or extension headers.
+fn follow(earlier: &[u8], follows: &Follows) -> Vec<u8> {
+    let mut frame = earlier.to_vec();
+    let (addresses, size, transport, protocol) = match earlier.get(12..ETHERNET) {
+        Some([0x08, 0x00]) if earlier.len() >= 34 && earlier[14] == 0x45 => (26, 4, 34, earlier[23]),
+        Some([0x86, 0xdd]) if earlier.len() >= 54 => (22, 16, 54, earlier[20]),
+        _ => return frame,
     };
-    let (source, destination) = (addresses..addresses + size, addresses + size..addresses + 2 * size);
-    answer[source.clone()].copy_from_slice(&frame[destination.clone()]);
-    answer[destination].copy_from_slice(&frame[source]);
-    let is_later = protocol == 44 || (size == 4 && frame[20] & 0x1f | frame[21] != 0);
-    if is_later || frame.len() < transport + 20 {
-        return answer;
+    let is_later = size == 4 && (earlier[20] & 0x1f != 0 || earlier[21] != 0);
+    let has_transport = !is_later && earlier.len() >= transport + 20;
+    if has_transport && protocol == 6 {
+        frame[transport + 13] = follows.flags;
     }
+    if follows.side == FollowingSide::Same {
+        return frame;
+    }
+    swap(&mut frame, addresses, size);
     match protocol {
-        6 | 17 | 132 => {
-            answer[transport..transport + 2].copy_from_slice(&frame[transport + 2..transport + 4]);
-            answer[transport + 2..transport + 4].copy_from_slice(&frame[transport..transport + 2]);
-            if protocol == 6 && frame[transport + 13] == 0x02 {
-                answer[transport + 13] = 0x12;
-            }
-        }
-        1 if frame[transport] == 8 => answer[transport] = 0,
-        58 if frame[transport] == 128 => answer[transport] = 129,
+        6 | 17 | 132 if has_transport => swap(&mut frame, transport, 2),
+        1 if has_transport && earlier[transport] == 8 => frame[transport] = 0,
+        58 if has_transport && earlier[transport] == 128 => frame[transport] = 129,
         _ => {}
     }
-    answer
+    frame
+}
+
+/// The two neighbours of `size` bytes at `at` change places.
+fn swap(frame: &mut [u8], at: usize, size: usize) {
+    let (first, second) = frame[at..at + 2 * size].split_at_mut(size);
+    first.swap_with_slice(second);
 }
 
 /// Programs loaded for one routing mode in a namespace with a device for each pod.
@@ -365,8 +392,10 @@ impl Player<'_> {
     }
 
     fn play(&mut self, step: &Step) -> Result<(), TestCaseError> {
-        let frame = match &step.answers {
-            Some(index) if !self.sent.is_empty() => answer_to(index.get(self.sent.as_slice()).as_slice()),
+        let frame = match &step.follows {
+            Some(follows) if !self.sent.is_empty() => {
+                follow(follows.earlier.get(self.sent.as_slice()).as_slice(), follows)
+            }
             _ => step.frame.clone(),
         };
         if !can_be_run(&frame) {

@@ -190,8 +190,26 @@ impl Fabric {
         outside.ip("addr add 2001:db8::1/128 dev lo");
         outside.ip("link set lo up");
         outside.ip("link set br0 up");
-        let nodes = (1..=count).map(|number| Node::new(number, count, &outside, routing)).collect();
+        let nodes = (1..=count)
+            .map(|number| {
+                let namespace = Namespace::new();
+                let port = format!("port{number}");
+                let path = namespace.path();
+                outside.ip(&format!("link add {port} type veth peer name eth0 netns {}", path.display()));
+                outside.ip(&format!("link set {port} master br0 up"));
+                Node::new(number, count, namespace, routing)
+            })
+            .collect();
         Self { outside, nodes }
+    }
+
+    /// Two nodes on one wire, without anything between them or outside.
+    pub fn wired(routing: Routing) -> Self {
+        let (one, other) = (Namespace::new(), Namespace::new());
+        one.ip(&format!("link add eth0 type veth peer name eth0 netns {}", other.path().display()));
+        other.ip("link set eth0 up");
+        let nodes = vec![Node::new(1, 2, one, routing), Node::new(2, 2, other, routing)];
+        Self { outside: Namespace::new(), nodes }
     }
 
     pub fn apply_all(&self) {
@@ -212,11 +230,8 @@ impl Fabric {
 }
 
 impl Node {
-    fn new(number: u8, count: u8, outside: &Namespace, routing: Routing) -> Self {
-        let namespace = Namespace::new();
-        let port = format!("port{number}");
-        outside.ip(&format!("link add {port} type veth peer name eth0 netns {}", namespace.path().display()));
-        outside.ip(&format!("link set {port} master br0 up"));
+    /// Its uplink `eth0` is in the namespace already.
+    fn new(number: u8, count: u8, namespace: Namespace, routing: Routing) -> Self {
         namespace.ip("link set lo up");
         namespace.ip(&format!("addr add {}/24 dev eth0", node_v4(number)));
         namespace.ip(&format!("addr add {}/64 dev eth0 nodad", node_v6(number)));
