@@ -33,7 +33,7 @@ fn every_node_is_as_planned(fabric: &Fabric) {
 fn measured_equals_computed(fabric: &Fabric) {
     let matrix = fabric.json(&["policy", "matrix", "--probe"]);
     let cells = matrix["cells"].as_array().unwrap();
-    assert!(cells.len() > 500, "only {} cells", cells.len());
+    assert!(cells.len() > 300, "only {} cells", cells.len());
     let differing: Vec<_> = cells.iter().filter(|cell| cell["agrees"] != true).collect();
     assert!(differing.is_empty(), "{} of {} cells differ: {differing:#?}", differing.len(), cells.len());
 }

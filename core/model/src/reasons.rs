@@ -96,6 +96,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_guide_lists_every_reason() {
+        let guide = include_str!("../../../docs/guide.md");
+        let rows = Reason::ALL.iter().map(|reason| {
+            let verdict = format!("{:?}", reason.verdict()).to_lowercase();
+            format!("| `{}` | {verdict} | {} |\n", reason.slug(), reason.text())
+        });
+        let table = format!("| reason | verdict | meaning |\n|---|---|---|\n{}", rows.collect::<String>());
+        assert!(guide.contains(&table), "docs/guide.md should hold this table:\n{table}");
+    }
+
+    #[test]
     fn numbers_and_slugs_are_unique_and_round_trip() {
         let slugs: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.slug()).collect();
         assert_eq!(slugs.len(), Reason::ALL.len());

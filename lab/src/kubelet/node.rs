@@ -165,7 +165,9 @@ async fn keep_status(shared: &Shared, api: &Api<Node>, facts: &NodeFacts, cni: &
             }
         };
         let overlooked = network == NetworkState::Ready && seen != network && failures <= OVERLOOKED_FAILURES;
-        if seen != network && !overlooked {
+        let forgotten =
+            seen == network && network == NetworkState::Ready && is_held_unready(api, facts).await;
+        if (seen != network && !overlooked) || forgotten {
             persist("report the node's status", || report(api, facts, &seen)).await;
             announce(shared, facts, &network, &seen);
             network = seen;
@@ -178,6 +180,14 @@ async fn keep_status(shared: &Shared, api: &Api<Node>, facts: &NodeFacts, cni: &
         };
         tokio::time::sleep(rest).await;
     }
+}
+
+/// Whether the API says otherwise than this kubelet did: a node whose lease ran out is marked by its controller, and
+/// only its kubelet can say that it is back.
+async fn is_held_unready(api: &Api<Node>, facts: &NodeFacts) -> bool {
+    let Ok(node) = api.get(&facts.name).await else { return false };
+    let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status != "True")
 }
 
 fn announce(shared: &Shared, facts: &NodeFacts, before: &NetworkState, now: &NetworkState) {

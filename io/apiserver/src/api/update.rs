@@ -200,7 +200,7 @@ pub async fn modify(
         let old = api.to_served(&target.kind, &latest.value);
         let draft = change(call, &old)?;
         let prepared = prepare(api, call, target, part, &latest, &old, draft)?;
-        let Prepared { change, _admitted, stated_revision } = match prepared {
+        let Prepared { change, _admitted } = match prepared {
             Some(prepared) => prepared,
             None => return Ok(current(api, &latest, target).await),
         };
@@ -212,8 +212,9 @@ pub async fn modify(
             Ok(entry) => {
                 return Ok(entry);
             }
-            Err(store::Error::Conflict(_)) if stated_revision.is_none() => {}
-            Err(store::Error::Conflict(_)) => return Err(ApiError::modified(&target.kind, &target.name)),
+            // Another write came in between. A patch goes onto the newer object; where the caller stated the
+            // revision it meant, the next round finds that it is not the latest and says so.
+            Err(store::Error::Conflict(_)) => {}
             Err(other) => return Err(other.into()),
         }
     }
@@ -233,7 +234,6 @@ struct Prepared {
     change: Change,
     /// Holds what the write was given until it is stored.
     _admitted: crate::admission::Admitted,
-    stated_revision: Option<Revision>,
 }
 
 fn prepare(
@@ -252,7 +252,7 @@ fn prepare(
         Draft::Applied(applied) => (applied.object, Settled::Yes),
         Draft::Untracked(new) => (new, Settled::Yes),
     };
-    let stated_revision = check_revision(target, &new, latest)?;
+    check_revision(target, &new, latest)?;
     meta::carry_over(target, old, &mut new)?;
     keep_other_parts(kind, part, old, &mut new);
     defaults::apply(kind, &mut new);
@@ -276,7 +276,7 @@ fn prepare(
     call.warnings.extend(defaults::warnings(kind, &new));
     let stored = api.to_stored(kind, new);
     let change = if finished { Change::Delete(stored) } else { Change::Put(stored) };
-    Ok(Some(Prepared { change, _admitted, stated_revision }))
+    Ok(Some(Prepared { change, _admitted }))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -295,10 +295,10 @@ fn validate(target: &Target, part: Part, old: &Value, new: &Value) -> Result<()>
 }
 
 /// A resourceVersion in the object is a condition.
-fn check_revision(target: &Target, new: &Value, latest: &Latest) -> Result<Option<Revision>> {
+fn check_revision(target: &Target, new: &Value, latest: &Latest) -> Result<()> {
     let text = meta::text(new, "resourceVersion");
     if text.is_empty() || text == "0" {
-        return Ok(None);
+        return Ok(());
     }
     let stated = text.parse().map(Revision).map_err(|_| {
         let message = format!("strconv.ParseUint: parsing {text:?}: invalid syntax");
@@ -308,7 +308,7 @@ fn check_revision(target: &Target, new: &Value, latest: &Latest) -> Result<Optio
     if stated != latest.revision {
         return Err(ApiError::modified(&target.kind, &target.name));
     }
-    Ok(Some(stated))
+    Ok(())
 }
 
 /// A write to one part leaves the others as they are.
