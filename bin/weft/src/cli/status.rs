@@ -146,8 +146,9 @@ fn print_trouble(node: &str, status: &AgentStatus) {
     for difference in &status.differences {
         println!("{node}: {} {difference}", mark(false));
     }
-    for finding in &status.findings {
-        println!("{node}: {}", paint(Colour::Yellow, finding));
+    // Warnings are for `weft check`; an error is something that is not in force.
+    for finding in status.findings.iter().filter(|finding| finding.starts_with("error")) {
+        println!("{node}: {}", paint(Colour::Red, finding));
     }
 }
 

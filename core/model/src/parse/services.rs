@@ -22,6 +22,7 @@ pub fn service(service: &api::Service) -> Parsed<Service> {
         return findings.with(None);
     };
     let Some(kind) = kind(&mut findings, spec) else { return findings.with(None) };
+    not_served_yet(&mut findings, spec);
     let selector = spec.selector.as_ref().filter(|labels| !labels.is_empty()).map(Selector::of_labels);
     let cluster_ips = match kind {
         ServiceKind::ExternalName(_) | ServiceKind::Headless => Vec::new(),
@@ -39,6 +40,34 @@ pub fn service(service: &api::Service) -> Parsed<Service> {
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
     };
     findings.with(Some(value))
+}
+
+/// What the API accepts and the datapath does not do yet: said, so that nobody waits for it.
+fn not_served_yet(findings: &mut Findings, spec: &api::ServiceSpec) {
+    if let Some(kind @ ("NodePort" | "LoadBalancer")) = spec.type_.as_deref() {
+        let text =
+            format!("{kind}: only the cluster IP is served yet; no node port or outside address answers");
+        findings.warning("spec.type", text);
+    }
+    if spec.external_ips.as_ref().is_some_and(|addresses| !addresses.is_empty()) {
+        findings.warning("spec.externalIPs", "external addresses are not served yet");
+    }
+    if spec.session_affinity.as_deref() == Some("ClientIP") {
+        findings.warning(
+            "spec.sessionAffinity",
+            "ClientIP is not honoured yet: each connection picks a backend anew",
+        );
+    }
+    if spec.internal_traffic_policy.as_deref() == Some("Local") {
+        findings.warning(
+            "spec.internalTrafficPolicy",
+            "Local is not honoured yet: backends of all nodes are used",
+        );
+    }
+    if let Some(preference) = &spec.traffic_distribution {
+        let text = format!("{preference} is not honoured yet: backends of all nodes are used alike");
+        findings.warning("spec.trafficDistribution", text);
+    }
 }
 
 fn kind(findings: &mut Findings, spec: &api::ServiceSpec) -> Option<ServiceKind> {
@@ -173,5 +202,37 @@ fn condition(given: Option<&discovery::EndpointConditions>) -> EndpointCondition
         (true, _, _) => EndpointCondition::Ready,
         (false, Some(true), true) => EndpointCondition::ServingTerminating,
         _ => EndpointCondition::NotReady,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_accepted_and_not_served_is_said() {
+        let object = serde_json::json!({
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {
+                "type": "LoadBalancer", "clusterIP": "10.96.0.7", "externalIPs": ["192.0.2.1"], "sessionAffinity": "ClientIP",
+                "internalTrafficPolicy": "Local", "trafficDistribution": "PreferClose", "ports": [{"port": 80}],
+            },
+        });
+        let parsed = service(&serde_json::from_value(object).unwrap());
+        assert!(parsed.value.is_some());
+        let fields: Vec<&str> = parsed.findings.iter().map(|finding| finding.field.as_str()).collect();
+        let expected =
+            ["type", "externalIPs", "sessionAffinity", "internalTrafficPolicy", "trafficDistribution"]
+                .map(|field| format!("spec.{field}"));
+        assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn a_plain_service_has_nothing_to_say() {
+        let object = serde_json::json!({
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.7", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster", "ports": [{"port": 80}]},
+        });
+        assert_eq!(service(&serde_json::from_value(object).unwrap()).findings, []);
     }
 }
