@@ -131,7 +131,6 @@ fn documents(text: &str) -> Vec<String> {
 pub struct Applied {
     pub done: Vec<String>,
     pub problems: Vec<String>,
-    pub warnings: Vec<String>,
 }
 
 /// Applies everything it can: namespaces and definitions first, then the rest; a refused object is named and

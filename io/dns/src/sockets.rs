@@ -44,12 +44,15 @@ impl Listening {
         let readers = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_READERS);
         let mut listening = Self { udp: Vec::new(), tcp: Vec::new() };
         for ip in &config.listen {
-            // Port 0 is for tests: the first socket finds a free port, the others join it.
-            let mut address = SocketAddr::new(*ip, config.port);
+            let any = SocketAddr::new(*ip, config.port);
+            let port = if config.port == 0 {
+                free_port(any).map_err(listen_error(any, "UDP"))?
+            } else {
+                config.port
+            };
+            let address = SocketAddr::new(*ip, port);
             for _ in 0..readers {
-                let socket = udp(address).map_err(listen_error(address, "UDP"))?;
-                address = socket.local_addr().map_err(listen_error(address, "UDP"))?;
-                listening.udp.push(socket);
+                listening.udp.push(udp(address).map_err(listen_error(address, "UDP"))?);
             }
             listening.tcp.push(tcp(address).map_err(listen_error(address, "TCP"))?);
         }
@@ -59,6 +62,21 @@ impl Listening {
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     }
+}
+
+/// A port that is free for UDP and TCP alike. Sockets that would share a port find one that another server already
+/// shares, and one that only UDP has free; so it is looked for with sockets that share nothing.
+fn free_port(any: SocketAddr) -> io::Result<u16> {
+    let mut last = io::ErrorKind::AddrInUse.into();
+    for _ in 0..32 {
+        let udp = UdpSocket::bind(any)?;
+        let address = udp.local_addr()?;
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(address.port()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 fn listen_error(address: SocketAddr, transport: &'static str) -> impl Fn(io::Error) -> Error {

@@ -58,7 +58,7 @@ impl Flows {
         }
     }
 
-    fn read(&self, mut reader: EventReader, datapath: &Datapath) {
+    fn read(&self, reader: EventReader, datapath: &Datapath) {
         let mut lost_before = 0;
         loop {
             match reader.poll(LATENCY) {

@@ -117,8 +117,9 @@ fn print_comparison(rows: &[Row], differing: &[&Row]) {
 /// Probes all cells, grouped by the pod they start from; outcomes in the order of the cells.
 async fn measure(fabric: &Fabric, cells: &[Cell]) -> Result<Vec<Outcome>> {
     let client = fabric.client().await?;
-    let exe = std::env::current_exe().context("cannot find the running program")?;
-    let command = [exe.display().to_string(), "lab".to_owned(), "probe".to_owned()];
+    // By this process, not by path: a pod's volume may lie over the place where the program is.
+    let exe = format!("/proc/{}/exe", std::process::id());
+    let command = [exe, "lab".to_owned(), "probe".to_owned()];
     let mut by_pod: BTreeMap<&PodKey, Vec<usize>> = BTreeMap::new();
     for (index, cell) in cells.iter().enumerate() {
         by_pod.entry(&cell.from).or_default().push(index);

@@ -1,6 +1,7 @@
 //! What a cluster holds, at a glance: nodes, pods, services, who may reach whom, and what to try next.
 
 use anyhow::Result;
+use weft_decide::{Reach, Target};
 use weft_model::{PodPhase, Protocol, Service, ServiceKind, Snapshot};
 
 use super::{check, matrix};
@@ -107,16 +108,24 @@ fn next_steps(snapshot: &Snapshot, name: &str) -> Vec<String> {
     let which = if name == DEFAULT_NAME { String::new() } else { format!(" --name {name}") };
     let exe = std::env::current_exe().ok();
     let weft = exe.as_ref().map_or("weft".into(), |exe| exe.display().to_string());
-    let pod = snapshot.pods.values().find(|pod| pod.phase == PodPhase::Running && !pod.host_network);
-    let service = snapshot.services.values().find(|service| {
-        !service.ports.is_empty() && pod.is_some_and(|pod| pod.key.namespace == service.key.namespace)
-    });
-    let mut steps = vec![format!("{weft} observe{which}"), format!("{weft} policy matrix --probe{which}")];
-    if let (Some(pod), Some(service)) = (pod, service) {
-        let port = service.ports[0].port;
-        steps.insert(1, format!("{weft} why{which} {} {}:{port}", pod.key, service.key.name));
+    let second = match telling_question(snapshot) {
+        Some(question) => format!("{weft} why{which} {question}"),
+        None => format!("{weft} apply{which} YOUR.yaml"),
+    };
+    vec![format!("{weft} observe{which}"), second, format!("{weft} policy matrix --probe{which}")]
+}
+
+/// A pod and a service to ask about: a denial if there is one, since it tells most.
+fn telling_question(snapshot: &Snapshot) -> Option<String> {
+    let cells = weft_decide::matrix(snapshot);
+    let services = || cells.iter().filter(|cell| matches!(cell.to, Target::Service(_)));
+    let cell =
+        services().find(|cell| matches!(cell.reach, Reach::Denied { .. })).or_else(|| services().next())?;
+    let Target::Service(service) = &cell.to else { return None };
+    let name = if service.namespace == cell.from.namespace {
+        service.name.to_string()
     } else {
-        steps.insert(1, format!("{weft} apply{which} YOUR.yaml"));
-    }
-    steps
+        format!("{}.{}", service.name, service.namespace)
+    };
+    Some(format!("{} {name}:{}", cell.from, port_text(cell.protocol, cell.port)))
 }

@@ -62,11 +62,11 @@ impl PodNetwork for VethNetwork {
     }
 
     async fn detach(&self, attachment: &Attachment) -> Result<(), CniError> {
-        let exists = run(&["ip", "-n", &self.node, "link", "show", &attachment.device]).await.is_ok();
-        if exists {
-            run(&["ip", "-n", &self.node, "link", "del", &attachment.device]).await?;
+        // The kernel takes the link away by itself, at a moment of its own, when the pod's namespace ends.
+        match run(&["ip", "-n", &self.node, "link", "del", &attachment.device]).await {
+            Err(error) if !error.to_string().contains("Cannot find device") => Err(error),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     async fn check(&self, attachment: &Attachment) -> Result<(), CniError> {
