@@ -97,17 +97,20 @@ impl Running {
         Message::from_vec(&bytes).unwrap()
     }
 
+    /// As a resolver does, it asks again after a second: a datagram that meets a full buffer is lost (RFC 1035, 4.2.1).
     pub async fn ask_bytes(&self, query: &[u8]) -> Vec<u8> {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.connect(self.address).await.unwrap();
-        socket.send(query).await.unwrap();
         let mut buffer = vec![0; 65_535];
-        let length = tokio::time::timeout(Duration::from_secs(20), socket.recv(&mut buffer))
-            .await
-            .expect("no response")
-            .unwrap();
-        buffer.truncate(length);
-        buffer
+        for _ in 0..20 {
+            socket.send(query).await.unwrap();
+            let answer = tokio::time::timeout(Duration::from_secs(1), socket.recv(&mut buffer)).await;
+            if let Ok(length) = answer {
+                buffer.truncate(length.unwrap());
+                return buffer;
+            }
+        }
+        panic!("no response to 20 queries");
     }
 
     pub async fn tcp(&self) -> Tcp {
