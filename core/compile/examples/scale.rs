@@ -102,7 +102,7 @@ fn add_pod(snapshot: &mut Snapshot, number: usize) {
     let node = NodeName::new(format!("node{}", number % NODES));
     let addresses = BTreeSet::from([pod_addr(number)]);
     let uid = Uid::new(format!("pod{number}"));
-    if number % NODES == 0 {
+    if number.is_multiple_of(NODES) {
         let (pod, device, addresses) = (key.clone(), format!("wf{number}"), addresses.clone());
         snapshot.local.insert(key.clone(), LocalEndpoint { pod, uid: uid.clone(), addresses, device });
     }

@@ -84,7 +84,7 @@ impl World {
         from_net(&self.plan, &mut self.flows, self.at, arrival, &Packet::parse(&frame.bytes()))
     }
 
-    fn from_stack(&mut self, pod: &str, frame: &Frame) -> Outcome {
+    fn stack_sends(&mut self, pod: &str, frame: &Frame) -> Outcome {
         to_pod(&self.plan, &mut self.flows, self.at, &key(pod), &Packet::parse(&frame.bytes()))
     }
 }
@@ -172,13 +172,13 @@ fn the_own_node_reaches_an_isolated_pod_and_gets_its_answer() {
     let mut world = World::direct();
     world.set_policies(vec![isolate("server", &["Ingress", "Egress"])]);
     let probe = tcp((NODE, 5000), (SERVER, 80), SYN);
-    assert_eq!(told(&world.from_stack("server", &probe)), (Reason::FromOwnNode, Action::ToStack));
+    assert_eq!(told(&world.stack_sends("server", &probe)), (Reason::FromOwnNode, Action::ToStack));
     let answer = tcp((SERVER, 80), (NODE, 5000), SYN | ACK);
     assert_eq!(told(&world.send("server", &answer)), (Reason::Reply, Action::ToStack));
     let own = tcp((SERVER, 6000), (NODE, 80), SYN);
     assert_eq!(told(&world.send("server", &own)), dropped(Reason::DefaultDeny));
     let outsider = tcp((WORLD, 5000), (SERVER, 80), SYN);
-    assert_eq!(told(&world.from_stack("server", &outsider)), dropped(Reason::DefaultDeny));
+    assert_eq!(told(&world.stack_sends("server", &outsider)), dropped(Reason::DefaultDeny));
 }
 
 #[test]

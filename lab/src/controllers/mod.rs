@@ -21,7 +21,7 @@ mod statefulset;
 #[cfg(test)]
 mod testing;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kube::Client;
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,6 @@ pub async fn run_with(controllers: Client, scheduler: Client) {
     shell::run(controllers, scheduler).await;
 }
 
-async fn client(path: &PathBuf) -> Result<Client, Error> {
-    bootstrap::client(path).await.map_err(|why| Error { path: path.clone(), why })
+async fn client(path: &Path) -> Result<Client, Error> {
+    bootstrap::client(path).await.map_err(|why| Error { path: path.to_owned(), why })
 }

@@ -1,6 +1,6 @@
 //! Hands the names of the plan in force to the node's name server, and again when that one restarted.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ fn is_delivered(delivered: &Option<Arc<InForce>>, state: &InForce) -> bool {
     delivered.as_ref().is_some_and(|delivered| delivered.compiled.plan.names == state.compiled.plan.names)
 }
 
-async fn deliver(socket: &PathBuf, names: &NamePlan) -> Result<()> {
+async fn deliver(socket: &Path, names: &NamePlan) -> Result<()> {
     let body = serde_json::to_vec(names).context("names cannot be written as JSON")?;
     let answer = crate::fabrics::unix_request(socket, "PUT", "/plan", body).await?;
     if answer.status != 204 {
@@ -54,7 +54,7 @@ async fn deliver(socket: &PathBuf, names: &NamePlan) -> Result<()> {
 }
 
 /// False when the name server runs on what it found on disk.
-async fn serves_the_agents(socket: &PathBuf) -> bool {
+async fn serves_the_agents(socket: &Path) -> bool {
     let Ok(answer) = crate::fabrics::unix_request(socket, "GET", "/status", Vec::new()).await else {
         return false;
     };

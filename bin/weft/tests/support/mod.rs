@@ -212,6 +212,6 @@ pub fn sample_apps(test: &str) -> Option<PathBuf> {
     if apps.is_dir() {
         return Some(apps);
     }
-    skip::skip(test, &format!("no sample applications at {}; set WEFT_TEST_DATA", apps.display()));
+    skip::skip(test, format!("no sample applications at {}; set WEFT_TEST_DATA", apps.display()));
     None
 }

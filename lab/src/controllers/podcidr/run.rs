@@ -50,7 +50,7 @@ pub async fn run(client: Client, pools: Pools) -> Result<(), RunError> {
             }
         }
     };
-    futures::future::join(follow, async { write.await }).await;
+    futures::future::join(follow, write).await;
     Ok(())
 }
 

@@ -43,5 +43,5 @@ pub async fn run(controllers: Client, scheduler: Client) {
             });
         }
     };
-    futures::future::join(join_all(follow), async { work.await }).await;
+    futures::future::join(join_all(follow), work).await;
 }
