@@ -1,7 +1,7 @@
 //! What the datapath costs: TCP stream, request/response and connect rates of each path as ratios to same-namespace
 //! loopback. Both ends share one CPU and samples are interleaved, so that each ratio compares neighbours in time.
 //!
-//! `bench [--rounds N] [--seconds S] [--only PATH,..]`; needs root. Policy, tracking and events are on.
+//! `bench [--rounds N] [--seconds S] [--only PATH,..] [--kinds KIND,..]`; needs root. Policy, tracking and events are on.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -192,10 +192,16 @@ struct Options {
     rounds: usize,
     time: Duration,
     only: Vec<String>,
+    kinds: Vec<String>,
+}
+
+fn is_chosen(chosen: &[String], name: &str) -> bool {
+    chosen.is_empty() || chosen.iter().any(|one| one == name)
 }
 
 fn options() -> Options {
-    let mut options = Options { rounds: 9, time: Duration::from_millis(300), only: Vec::new() };
+    let mut options =
+        Options { rounds: 9, time: Duration::from_millis(300), only: Vec::new(), kinds: Vec::new() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next().unwrap_or_default();
@@ -205,7 +211,10 @@ fn options() -> Options {
                 options.time = Duration::from_secs_f64(value.parse().expect("--seconds takes a number"))
             }
             "--only" => options.only = value.split(',').map(str::to_owned).collect(),
-            other => panic!("{other}: unknown; use --rounds N, --seconds S, --only PATH,.."),
+            "--kinds" => options.kinds = value.split(',').map(str::to_owned).collect(),
+            other => {
+                panic!("{other}: unknown; use --rounds N, --seconds S, --only PATH,.., --kinds stream,RR,CRR")
+            }
         }
     }
     options
@@ -417,18 +426,13 @@ fn main() {
     let stop = Arc::new(AtomicBool::new(false));
     let mut keep = Vec::new();
     let ways = ways(&mut keep, &stop);
-    let chosen: Vec<&Way> = ways
-        .iter()
-        .filter(|way| {
-            way.name != "loopback"
-                && (options.only.is_empty() || options.only.iter().any(|name| name == way.name))
-        })
-        .collect();
+    let chosen: Vec<&Way> =
+        ways.iter().filter(|way| way.name != "loopback" && is_chosen(&options.only, way.name)).collect();
     let named = |name: &str| ways.iter().find(|way| way.name == name).expect("every reference is a way");
     let mut ratios: BTreeMap<(usize, Kind), (Vec<f64>, Vec<f64>)> = BTreeMap::new();
     for round in 0..options.rounds {
         for (at, way) in chosen.iter().enumerate() {
-            for kind in way.kinds {
+            for kind in way.kinds.iter().filter(|kind| is_chosen(&options.kinds, kind.name())) {
                 let base = run(named(way.against), *kind, options.time);
                 let rate = run(way, *kind, options.time);
                 let again = run(named(way.against), *kind, options.time);

@@ -1,9 +1,10 @@
-//! Pods' traffic to outside the cluster takes the node's address: one nftables table, replaced as a whole.
+//! What is asked of netfilter, as one nftables table replaced as a whole: pods' traffic to outside the cluster takes the
+//! node's address, and the tunnel's own packets are not tracked.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use weft_model::{Cidr, Family};
+use weft_model::{Cidr, Family, Routing};
 use weft_plan::NodeSettings;
 
 use crate::error::MasqueradeError;
@@ -27,9 +28,29 @@ pub(crate) fn render(settings: &NodeSettings) -> String {
         );
     }
     // Declared before it is deleted, so that deleting never fails; all of it is one transaction.
+    let untracked = render_untracked(settings);
     format!(
-        "{TABLE}\ndelete {TABLE}\n{TABLE} {{\n  chain postrouting {{\n    type nat hook postrouting priority srcnat; policy accept;\n{rules}  }}\n}}\n"
+        "{TABLE}\ndelete {TABLE}\n{TABLE} {{\n  chain postrouting {{\n    type nat hook postrouting priority srcnat; policy accept;\n{rules}  }}\n{untracked}}}\n"
     )
+}
+
+/// Masquerading turns connection tracking on for the whole namespace. A tunnel's packets have another source port for each
+/// flow inside and no replies to it: an entry for each would be made for nothing, at the price of a sixth of a connection.
+fn render_untracked(settings: &NodeSettings) -> String {
+    let Routing::Vxlan { port, .. } = settings.routing else { return String::new() };
+    let mut chains = String::new();
+    for (hook, side) in [("prerouting", "daddr"), ("output", "saddr")] {
+        chains += &format!("  chain {hook} {{\n    type filter hook {hook} priority raw; policy accept;\n");
+        for (family, word) in [(Family::V4, "ip"), (Family::V6, "ip6")] {
+            let of_family = settings.host_addresses.iter().filter(|addr| addr.family() == family);
+            let own = of_family.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            if !own.is_empty() {
+                chains += &format!("    udp dport {port} {word} {side} {{ {own} }} notrack\n");
+            }
+        }
+        chains += "  }\n";
+    }
+    chains
 }
 
 fn prefixes<'a>(cidrs: impl Iterator<Item = &'a Cidr>, family: Family) -> String {
@@ -72,4 +93,43 @@ fn run(script: &str) -> Result<(), MasqueradeError> {
         return Ok(());
     }
     Err(MasqueradeError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use weft_model::NodeName;
+
+    use super::*;
+
+    fn settings(routing: Routing) -> NodeSettings {
+        let own = |text: &str| text.parse().unwrap();
+        NodeSettings {
+            node: NodeName::new("node1"),
+            host_addresses: BTreeSet::from([own("172.30.0.11"), own("fd00:172:30::11")]),
+            node_addresses: vec![own("172.30.0.11")],
+            pod_cidrs: BTreeSet::from(["10.244.1.0/24".parse().unwrap()]),
+            cluster_pod_cidrs: BTreeSet::new(),
+            service_cidrs: BTreeSet::new(),
+            cluster_cidrs: BTreeSet::new(),
+            routing,
+            pod_mtu: 1430,
+        }
+    }
+
+    #[test]
+    fn only_the_tunnels_own_packets_are_untracked() {
+        let table = render(&settings(Routing::Vxlan { vni: 7, port: 8472 }));
+        let untracked: Vec<&str> =
+            table.lines().map(str::trim).filter(|line| line.contains("notrack")).collect();
+        let expected = [
+            "udp dport 8472 ip daddr { 172.30.0.11 } notrack",
+            "udp dport 8472 ip6 daddr { fd00:172:30::11 } notrack",
+            "udp dport 8472 ip saddr { 172.30.0.11 } notrack",
+            "udp dport 8472 ip6 saddr { fd00:172:30::11 } notrack",
+        ];
+        assert_eq!(untracked, expected);
+        assert!(!render(&settings(Routing::Direct)).contains("notrack"));
+    }
 }
