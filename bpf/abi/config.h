@@ -15,4 +15,14 @@ struct weft_config {
     __u32 vni;
     /* Denied events each CPU may send in a second. */
     __u32 denied_events;
+    /* Host order; 0 without a tunnel. */
+    __u32 tunnel_port;
+    /* Of the network namespace whose processes are the node's own. */
+    __u64 host_netns;
+    /* What forwarded connections come from; zero: the node has no such address. */
+    __u32 node_v4[4];
+    __u32 node_v6[4];
+    /* Host order, first to last. */
+    __u16 nat_ports[2];
+    __u32 reserved;
 };

@@ -29,6 +29,11 @@ WEFT_MAP(policies, BPF_MAP_TYPE_LPM_TRIE, struct weft_policy_key, struct weft_po
 WEFT_MAP(routes, BPF_MAP_TYPE_LPM_TRIE, struct weft_prefix, struct weft_route, 1 << 16, BPF_F_NO_PREALLOC);
 WEFT_MAP(services, BPF_MAP_TYPE_HASH, struct weft_service_key, struct weft_service, 1 << 16, BPF_F_NO_PREALLOC);
 WEFT_MAP(backends, BPF_MAP_TYPE_HASH, struct weft_backend_key, struct weft_backend, 1 << 20, BPF_F_NO_PREALLOC);
+WEFT_MAP(members, BPF_MAP_TYPE_HASH, struct weft_member_key, __u32, 1 << 20, BPF_F_NO_PREALLOC);
+WEFT_MAP(source_ranges, BPF_MAP_TYPE_LPM_TRIE, struct weft_source_key, __u32, 1 << 16, BPF_F_NO_PREALLOC);
+WEFT_MAP(affinities, BPF_MAP_TYPE_LRU_HASH, struct weft_affinity_key, struct weft_affinity, 1 << 16, 0);
+WEFT_MAP(nat, BPF_MAP_TYPE_LRU_HASH, struct weft_nat_key, struct weft_nat, 1 << 17, 0);
+WEFT_MAP(announced, BPF_MAP_TYPE_HASH, struct weft_addr, __u32, 1 << 12, BPF_F_NO_PREALLOC);
 WEFT_MAP(reverses, BPF_MAP_TYPE_LRU_HASH, struct weft_reverse_key, struct weft_reverse, 1 << 15, 0);
 WEFT_MAP(flows, BPF_MAP_TYPE_LRU_HASH, struct weft_flow_key, struct weft_flow, 1 << 17, 0);
 WEFT_MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct weft_fragment_key, struct weft_fragment, 1 << 13, 0);
@@ -37,6 +42,22 @@ WEFT_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_count, WEFT_COU
 WEFT_MAP(denied_budget, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_budget, 1, 0);
 /* Where a new flow is put together: it is too large for the stack. */
 WEFT_MAP(draft, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_flow, 1, 0);
+
+/* Tables have as many slots as their list needs. */
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+    __uint(max_entries, 1 << 16);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __array(
+        values, struct {
+            __uint(type, BPF_MAP_TYPE_ARRAY);
+            __uint(map_flags, BPF_F_INNER_MAP);
+            __uint(max_entries, 1);
+            __type(key, __u32);
+            __type(value, __u64);
+        });
+} maglev SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -63,8 +63,8 @@ static __always_inline bool is_node_address(const struct weft_addr *addr)
 
 static __always_inline const struct weft_backend *pick_backend(const struct weft_service *service)
 {
-    struct weft_backend_key key = {.service = service->id};
-    __u32 backends_now = service->backends;
+    struct weft_backend_key key = {.list = service->list};
+    __u32 backends_now = service->slots;
     if (!backends_now)
         return NULL;
     key.slot = bpf_get_prandom_u32() % backends_now;

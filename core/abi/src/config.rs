@@ -9,6 +9,12 @@ shared! {
         routing: u32,
         vni: u32,
         denied_events: u32,
+        tunnel_port: u32,
+        host_netns: u64,
+        node_v4: [u32; 4],
+        node_v6: [u32; 4],
+        nat_ports: [u16; 2],
+        reserved: u32,
     }
 }
 

@@ -17,4 +17,7 @@ pub use flows::{EndValue, Flow, FlowKey, FlowValue, FragmentKey, FragmentValue, 
 pub use layout::{Field, Layout, layouts};
 pub use policies::{PolicyFlags, PolicyKeyBits, PolicyMapKey, PolicyValue};
 pub use routes::{RouteFlags, RouteKind, RouteValue};
-pub use services::{BackendKey, BackendValue, ReverseKey, ReverseValue, ServiceKey, ServiceValue};
+pub use services::{
+    AffinityKey, AffinityValue, BackendKey, BackendValue, MemberKey, NatFlags, NatKey, NatValue, ReverseKey,
+    ReverseValue, ServiceFlags, ServiceKey, ServiceValue, SourceKey,
+};

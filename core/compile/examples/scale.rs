@@ -152,6 +152,8 @@ fn add_service(snapshot: &mut Snapshot, number: usize) {
         node: Some(NodeName::new(format!("node{}", pod % NODES))),
         zone: None,
         target: None,
+        hints: Default::default(),
+        weight: Default::default(),
     };
     let slice = EndpointSlice {
         service: key.clone(),

@@ -51,6 +51,8 @@ fn compile_locals(snapshot: &Snapshot, node: &NodeName, locals: Locals<'_>) -> C
         services: services::services(snapshot, &mut findings),
         routes: routes::routes(snapshot, node, &mut findings),
         names: names::compile(snapshot),
+        health_checks: Default::default(),
+        announced: snapshot.announced.clone(),
     };
     findings.sort();
     findings.dedup();

@@ -221,7 +221,6 @@ mod tests {
 
     fn service(name: &str, kind: ServiceKind, ips: &[&str], ports: &[(&str, u16)]) -> Service {
         Service {
-            key: ServiceKey::new("shop", name),
             uid: Uid::new(name),
             kind,
             cluster_ips: ips.iter().map(|ip| addr(ip)).collect(),
@@ -237,7 +236,7 @@ mod tests {
                 })
                 .collect(),
             selector: Some(weft_model::Selector::everything()),
-            publish_not_ready: false,
+            ..Service::new(ServiceKey::new("shop", name), ServiceKind::ClusterIp)
         }
     }
 
@@ -249,6 +248,8 @@ mod tests {
             node: None,
             zone: None,
             target: None,
+            hints: Default::default(),
+            weight: Default::default(),
         }
     }
 

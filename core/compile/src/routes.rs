@@ -35,6 +35,7 @@ pub(crate) fn settings(snapshot: &Snapshot, node: &NodeName, findings: &mut Vec<
         cluster_pod_cidrs: pods,
         routing: given.routing,
         pod_mtu: pod_mtu(given),
+        localhost_node_ports: given.localhost_node_ports,
         node_addresses: first_of_each_family_first(addresses),
     }
 }

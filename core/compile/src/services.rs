@@ -1,12 +1,13 @@
 //! Services and EndpointSlices to frontends and backends. Choosing one backend lives in core/decide.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use weft_model::{
     Addr, EndpointCondition, EndpointSlice, Family, Finding, Service, ServiceKey, ServicePort, Severity,
     Snapshot,
 };
-use weft_plan::{Backend, Frontend, ServiceId, ServicePlan};
+use weft_plan::{Backend, BackendList, Exposure, Frontend, ListId, ServiceId, ServicePlan};
 
 use crate::ids::{Digest, Space, numbers};
 
@@ -24,7 +25,8 @@ pub(crate) fn services(snapshot: &Snapshot, findings: &mut Vec<Finding>) -> BTre
                 findings.push(claimed_twice(&frontend, other, service));
                 continue;
             }
-            plans.insert(frontend, plan(service, port, backends(slices, addr.family(), port)));
+            let list = list(service, port, addr.family(), backends(slices, addr.family(), port));
+            plans.insert(frontend, plan(service, port, list));
         }
     }
     number(&mut plans);
@@ -40,13 +42,32 @@ fn frontends<'a>(
     addresses.flat_map(|addr| service.ports.iter().map(|port| (*addr, port)))
 }
 
-fn plan(service: &Service, port: &ServicePort, backends: BTreeSet<Backend>) -> ServicePlan {
+fn plan(service: &Service, port: &ServicePort, list: BackendList) -> ServicePlan {
     ServicePlan {
         id: ServiceId(0),
         service: service.key.clone(),
         port_name: port.name.clone(),
-        backends: backends.into_iter().collect(),
+        exposure: Exposure::ClusterIp,
+        list: Arc::new(list),
+        balancing: service.balancing,
+        affinity: service.affinity,
+        source_ranges: BTreeSet::new(),
+        edge: None,
     }
+}
+
+fn list(service: &Service, port: &ServicePort, family: Family, backends: BTreeSet<Backend>) -> BackendList {
+    let digest = Digest::of(
+        "list",
+        [
+            service.key.to_string().as_bytes(),
+            port.name.as_bytes(),
+            &[port.protocol.0],
+            format!("{family:?}").as_bytes(),
+        ],
+    );
+    let id = numbers([digest], Space { first: 1, last: u32::MAX })[&digest];
+    BackendList { id: ListId(id), backends: backends.into_iter().collect() }
 }
 
 /// Ready endpoints; if there are none, those that still serve while they terminate (KEP-1669).
@@ -74,8 +95,13 @@ fn backends_in(
             for (addr, number) in
                 endpoint.addresses.iter().flat_map(|a| numbers.iter().map(move |n| (*a, *n)))
             {
-                let backend =
-                    Backend { addr, port: number, pod: endpoint.target.clone(), node: endpoint.node.clone() };
+                let backend = Backend {
+                    addr,
+                    port: number,
+                    weight: endpoint.weight,
+                    pod: endpoint.target.clone(),
+                    node: endpoint.node.clone(),
+                };
                 // Two slices may hold the same endpoint while the controller moves it.
                 let entry = backends.entry((addr, number)).or_insert_with(|| backend.clone());
                 if backend > *entry {

@@ -184,7 +184,7 @@ impl<'a> Cluster<'a> {
         match connect(plan, protocol, to, port, 0) {
             Connect::Unchanged => Sockets::Unchanged,
             Connect::Refused { reason, service } => Sockets::Refused { reason, service },
-            Connect::To { service, .. } => Sockets::Balanced { service, backends: &service.backends },
+            Connect::To { service, .. } => Sockets::Balanced { service, backends: service.backends() },
         }
     }
 

@@ -32,8 +32,8 @@ pub fn connect(plan: &NodePlan, protocol: Protocol, addr: Addr, port: Port, entr
             _ => Connect::Unchanged,
         };
     };
-    let count = service.backends.len().max(1);
-    match service.backends.get(entropy as usize % count) {
+    let count = service.backends().len().max(1);
+    match service.backends().get(entropy as usize % count) {
         Some(backend) => Connect::To { service, backend },
         None => Connect::Refused { reason: Reason::NoReadyBackends, service: Some(service) },
     }

@@ -6,6 +6,7 @@ mod names;
 mod nodes;
 mod pods;
 mod policies;
+mod pools;
 mod reasons;
 mod services;
 mod snapshot;
@@ -20,8 +21,10 @@ pub use names::{NamespaceName, NodeName, ObjectKey, PodKey, PolicyKey, PolicyKin
 pub use nodes::Node;
 pub use pods::{NamedPort, Namespace, Pod, PodPhase};
 pub use policies::{Block, NamespaceMatch, Peer, Policy, PortMatch, Rule, RuleSet, Subject};
+pub use pools::{AddressPool, AddressRange, Announcement, Assignment, PoolName};
 pub use reasons::{Direction, Reason, Verdict};
 pub use services::{
-    Endpoint, EndpointCondition, EndpointSlice, Service, ServiceKind, ServicePort, TargetPort,
+    Affinity, Balancing, Endpoint, EndpointCondition, EndpointSlice, Forwarding, Hints, IpMode,
+    LoadBalancerIp, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy, Weight,
 };
 pub use snapshot::{ClusterSettings, Finding, LocalEndpoint, Routing, Severity, Snapshot};

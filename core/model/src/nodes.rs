@@ -13,4 +13,13 @@ pub struct Node {
     /// InternalIP addresses, first of each family first.
     pub addresses: Vec<Addr>,
     pub pod_cidrs: BTreeSet<Cidr>,
+    /// Condition `Ready` is true.
+    pub ready: bool,
+}
+
+impl Node {
+    /// Label `topology.kubernetes.io/zone`.
+    pub fn zone(&self) -> Option<&str> {
+        self.labels.get("topology.kubernetes.io/zone").map(String::as_str)
+    }
 }

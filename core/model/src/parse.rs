@@ -16,7 +16,9 @@ pub use pods::{namespace, pod};
 pub use policies::network_policy;
 pub use services::{endpoint_slice, service};
 
-use crate::{Addr, Finding, ObjectKey, Port, Protocol, Severity, Uid};
+use crate::{Addr, Finding, ObjectKey, Port, Protocol, Severity, Uid, Weight};
+
+const WEIGHT_ANNOTATION: &str = "weft.dev/weight";
 
 /// What could be understood of an object, and what could not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +84,19 @@ impl Findings {
             Ok(port) if port > 0 => Some(Port(port)),
             _ => {
                 self.error(field, format!("{number} is not a port; ports are 1 to 65535"));
+                None
+            }
+        }
+    }
+
+    /// Annotation `weft.dev/weight`.
+    fn weight(&mut self, meta: &ObjectMeta) -> Option<Weight> {
+        let text = meta.annotations.as_ref()?.get(WEIGHT_ANNOTATION)?;
+        match text.parse() {
+            Ok(weight @ 1..=100) => Some(Weight(weight)),
+            _ => {
+                let message = format!("{text:?} is not a weight; weights are 1 to 100, and 1 is in force");
+                self.error(format!("metadata.annotations[{WEIGHT_ANNOTATION}]"), message);
                 None
             }
         }

@@ -67,6 +67,8 @@ reasons! {
     Reply = 3, Forwarded, "reply", "reply of a flow that was allowed";
     FromOwnNode = 4, Forwarded, "from-own-node", "a pod's own node always reaches it (probes)";
     Related = 5, Forwarded, "related", "ICMP error about a flow that was allowed";
+    /// No policy of this node is asked: the backend's node does that.
+    Balanced = 6, Forwarded, "balanced", "from outside to a service, sent on to a backend elsewhere";
     DefaultDeny = 32, Denied, "default-deny", "policies isolate the pod and no rule allows it";
     DeniedByRule = 33, Denied, "denied-by-rule", "a policy rule denies it";
     IdentityUnknown = 34, Denied, "identity-unknown", "the peer is a pod whose identity is not yet known";
@@ -83,6 +85,9 @@ reasons! {
     TunnelFailed = 45, Denied, "tunnel-failed", "the packet could not be encapsulated";
     EndpointNotReady = 46, Denied, "endpoint-not-ready", "the pod's interface is not set up yet";
     LinkLocal = 47, Denied, "link-local", "link-local and multicast traffic does not leave a pod";
+    SourceRange = 48, Denied, "source-range", "the client is in none of the service's loadBalancerSourceRanges";
+    NoLocalBackends = 49, Denied, "no-local-endpoints", "the service's traffic policy is Local and no ready endpoint is on this node";
+    NoFreePort = 50, Denied, "no-free-port", "no port of the node is free to forward the connection from";
 }
 
 impl fmt::Display for Reason {

@@ -6,8 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Addr, Cidr, EndpointSlice, Namespace, NamespaceName, Node, NodeName, Pod, PodKey, Policy, PolicyKey,
-    Service, ServiceKey, Uid,
+    Addr, AddressPool, Cidr, EndpointSlice, Forwarding, Namespace, NamespaceName, Node, NodeName, Pod,
+    PodKey, Policy, PolicyKey, PoolName, Service, ServiceKey, Uid,
 };
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,8 +20,11 @@ pub struct Snapshot {
     /// Keyed by namespace and slice name.
     pub slices: BTreeMap<ServiceKey, EndpointSlice>,
     pub policies: BTreeMap<PolicyKey, Policy>,
+    pub pools: BTreeMap<PoolName, AddressPool>,
     /// Pods whose interface this node has made; known here before the API says so.
     pub local: BTreeMap<PodKey, LocalEndpoint>,
+    /// Load balancer addresses that this node holds the claim to: it answers for them on its local network.
+    pub announced: BTreeSet<Addr>,
 }
 
 /// A learned fact: this node gave the pod these addresses.
@@ -45,6 +48,10 @@ pub struct ClusterSettings {
     pub cluster_domain: String,
     /// MTU of the links between nodes; a pod's follows from it and the routing mode.
     pub mtu: u32,
+    /// For services that do not say themselves.
+    pub forwarding: Forwarding,
+    /// Node ports answer on 127.0.0.1 too, for processes of the node.
+    pub localhost_node_ports: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +75,8 @@ impl Default for ClusterSettings {
             dns_addresses: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             mtu: 1500,
+            forwarding: Forwarding::Snat,
+            localhost_node_ports: false,
         }
     }
 }

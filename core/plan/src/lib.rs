@@ -3,6 +3,7 @@
 
 mod diff;
 mod endpoints;
+pub mod maglev;
 mod names;
 mod node;
 mod policies;
@@ -17,4 +18,6 @@ pub use policies::{
     ClassMatch, Decision, PolicyMatch, PolicySet, PolicySetId, PortPrefix, RuleCause, RuleId,
 };
 pub use print::Table;
-pub use services::{Backend, Frontend, ServiceId, ServicePlan};
+pub use services::{
+    Backend, BackendList, EdgePlan, Exposure, Frontend, HealthCheck, ListId, ServiceId, ServicePlan,
+};

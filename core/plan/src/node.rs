@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use weft_model::{Addr, Cidr, NodeName, Routing};
+use weft_model::{Addr, Cidr, NodeName, Port, Routing};
 
 use crate::{
-    ClassId, EndpointPlan, Frontend, NamePlan, NextHop, PolicySet, PolicySetId, RuleCause, RuleId,
-    ServicePlan,
+    ClassId, EndpointPlan, Frontend, HealthCheck, NamePlan, NextHop, PolicySet, PolicySetId, RuleCause,
+    RuleId, ServicePlan,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,10 @@ pub struct NodePlan {
     /// Pods and nodes elsewhere.
     pub routes: BTreeMap<Cidr, NextHop>,
     pub names: NamePlan,
+    /// By healthCheckNodePort.
+    pub health_checks: BTreeMap<Port, HealthCheck>,
+    /// Answered for by ARP and NDP on the uplink.
+    pub announced: BTreeSet<Addr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,4 +47,6 @@ pub struct NodeSettings {
     pub routing: Routing,
     /// What a pod's link gets: the nodes' link MTU less what the routing mode adds.
     pub pod_mtu: u32,
+    /// Node ports answer on 127.0.0.1 too, for processes of the node.
+    pub localhost_node_ports: bool,
 }

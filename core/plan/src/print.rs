@@ -66,8 +66,8 @@ impl NodePlan {
 
     fn service_table(&self) -> Table {
         let rows = self.services.iter().map(|(frontend, service)| {
-            let ServicePlan { service, port_name, backends, .. } = service;
-            let backends = backends.iter().map(|backend| {
+            let ServicePlan { service, port_name, list, .. } = service;
+            let backends = list.backends.iter().map(|backend| {
                 let addr = match backend.addr.family() {
                     weft_model::Family::V4 => backend.addr.to_string(),
                     weft_model::Family::V6 => format!("[{}]", backend.addr),

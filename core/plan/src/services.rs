@@ -1,9 +1,14 @@
 //! Service addresses and the backends behind them.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use weft_model::{Addr, NodeName, PodKey, Port, Protocol, ServiceKey};
+use weft_model::{
+    Addr, Affinity, Balancing, Cidr, Forwarding, NodeName, PodKey, Port, Protocol, ServiceKey, TrafficPolicy,
+    Weight,
+};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Frontend {
@@ -26,19 +31,94 @@ impl fmt::Display for Frontend {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct ServiceId(pub u32);
 
+/// Derived from service, port, family and scope, so it stays the same while the backends change.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct ListId(pub u32);
+
+/// What one frontend does. A node port's frontend has its family's unspecified address: it stands for every address of
+/// every node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePlan {
     pub id: ServiceId,
     pub service: ServiceKey,
     pub port_name: String,
-    /// Sorted by address and port; empty means connections are refused at once.
+    pub exposure: Exposure,
+    /// For clients in the cluster; empty means connections are refused at once.
+    pub list: Arc<BackendList>,
+    pub balancing: Balancing,
+    pub affinity: Affinity,
+    /// Which clients may come; empty: all. Asked at the edge, and of pods.
+    pub source_ranges: BTreeSet<Cidr>,
+    /// `None`: nobody comes in from outside.
+    pub edge: Option<EdgePlan>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exposure {
+    ClusterIp,
+    ExternalIp,
+    LoadBalancer,
+    NodePort,
+}
+
+/// What a connection from outside gets. The backend is always chosen by Maglev.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgePlan {
+    pub list: Arc<BackendList>,
+    pub policy: TrafficPolicy,
+    pub forwarding: Forwarding,
+}
+
+/// Backends that frontends share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendList {
+    pub id: ListId,
+    /// Sorted by address and port.
     pub backends: Vec<Backend>,
+}
+
+impl ServicePlan {
+    /// A cluster IP with the API's defaults, and a list of its own.
+    pub fn cluster_ip(id: ServiceId, service: ServiceKey, backends: Vec<Backend>) -> Self {
+        Self {
+            id,
+            service,
+            port_name: String::new(),
+            exposure: Exposure::ClusterIp,
+            list: Arc::new(BackendList { id: ListId(id.0), backends }),
+            balancing: Balancing::Random,
+            affinity: Affinity::None,
+            source_ranges: BTreeSet::new(),
+            edge: None,
+        }
+    }
+
+    /// For clients in the cluster.
+    pub fn backends(&self) -> &[Backend] {
+        &self.list.backends
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Backend {
     pub addr: Addr,
     pub port: Port,
+    pub weight: Weight,
     pub pod: Option<PodKey>,
     pub node: Option<NodeName>,
+}
+
+impl Backend {
+    /// One that is no pod.
+    pub fn at(addr: Addr, port: Port) -> Self {
+        Self { addr, port, weight: Weight::default(), pod: None, node: None }
+    }
+}
+
+/// What the port of a service's healthCheckNodePort says to balancers outside: 200 while the node has ready endpoints, else 503.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HealthCheck {
+    pub service: ServiceKey,
+    pub local_endpoints: usize,
 }

@@ -245,21 +245,14 @@ fn isolate(plan: &mut NodePlan, pods: &[Addr]) {
 fn add_service(plan: &mut NodePlan, backend: Addr) {
     for number in 0..1000u32 {
         let addr: Addr = std::net::Ipv4Addr::from(0x0a60_1000 + number).into();
-        let service = ServicePlan {
-            id: ServiceId(1000 + number),
-            service: ServiceKey::new("bench", format!("other-{number}")),
-            port_name: String::new(),
-            backends: vec![Backend { addr: backend, port: Port(1), pod: None, node: None }],
-        };
+        let key = ServiceKey::new("bench", format!("other-{number}"));
+        let service =
+            ServicePlan::cluster_ip(ServiceId(1000 + number), key, vec![Backend::at(backend, Port(1))]);
         plan.services.insert(Frontend { addr, protocol: Protocol::TCP, port: Port(80) }, service);
     }
     let frontend = Frontend { addr: addr(SERVICE), protocol: Protocol::TCP, port: Port(PORT) };
-    let service = ServicePlan {
-        id: ServiceId(7),
-        service: ServiceKey::new("bench", "server"),
-        port_name: String::new(),
-        backends: vec![Backend { addr: backend, port: Port(PORT), pod: None, node: None }],
-    };
+    let key = ServiceKey::new("bench", "server");
+    let service = ServicePlan::cluster_ip(ServiceId(7), key, vec![Backend::at(backend, Port(PORT))]);
     plan.services.insert(frontend, service);
 }
 

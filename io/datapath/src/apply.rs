@@ -229,7 +229,7 @@ impl Describe for weft_abi::ServiceKey {
 
 impl Describe for weft_abi::BackendKey {
     fn describe(&self) -> String {
-        format!("backend {} of service {:08x}", self.slot, self.service)
+        format!("slot {} of backend list {:08x}", self.slot, self.list)
     }
 }
 

@@ -256,6 +256,7 @@ fn program_config(config: &Config, ports: &Ports) -> ProgramConfig {
         routing,
         vni,
         denied_events: DENIED_EVENTS,
+        ..Default::default()
     }
 }
 

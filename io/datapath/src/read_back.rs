@@ -92,7 +92,7 @@ impl From<&KernelTables> for Tables {
             }
         }
         for (key, value) in &raw.services {
-            let slots = (0..value.backends).map(|slot| BackendKey { service: value.id, slot });
+            let slots = (0..value.slots).map(|slot| BackendKey { list: value.list, slot });
             let backends =
                 slots.filter_map(|key| raw.backends.get(&key)).map(|backend| backend.target()).collect();
             tables.services.insert((*key).into(), ServiceRow { id: ServiceId(value.id), backends });

@@ -104,10 +104,16 @@ impl KernelTables {
 
     fn add_services(&mut self, plan: &NodePlan) {
         for (frontend, service) in &plan.services {
-            let count = service.backends.len() as u32;
-            self.services.insert(frontend.into(), ServiceValue { id: service.id.0, backends: count });
-            for (slot, backend) in service.backends.iter().enumerate() {
-                let key = BackendKey { service: service.id.0, slot: slot as u32 };
+            let list = &service.list;
+            let value = ServiceValue {
+                id: service.id.0,
+                list: list.id.0,
+                slots: list.backends.len() as u32,
+                ..Default::default()
+            };
+            self.services.insert(frontend.into(), value);
+            for (slot, backend) in list.backends.iter().enumerate() {
+                let key = BackendKey { list: list.id.0, slot: slot as u32 };
                 self.backends.insert(key, BackendValue::new(backend.addr, backend.port));
             }
         }

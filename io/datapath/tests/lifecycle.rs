@@ -86,13 +86,8 @@ fn tables_converge_from_whatever_was_there() {
     node.plan.classes.insert(support::cidr("10.0.0.0/8"), ClassId(5));
     node.plan.classes.insert(support::cidr("10.244.9.9/32"), ClassId(6));
     node.plan.routes.clear();
-    let backend = Backend { addr: pod.v4, port: Port(80), pod: None, node: None };
-    let service = ServicePlan {
-        id: ServiceId(3),
-        service: ServiceKey::new("test", "stray"),
-        port_name: String::new(),
-        backends: vec![backend; 3],
-    };
+    let backend = Backend::at(pod.v4, Port(80));
+    let service = ServicePlan::cluster_ip(ServiceId(3), ServiceKey::new("test", "stray"), vec![backend; 3]);
     node.plan
         .services
         .insert(Frontend { addr: addr("10.96.1.1"), protocol: Protocol::TCP, port: Port(80) }, service);

@@ -162,6 +162,7 @@ impl Kernel {
             routing: number,
             vni,
             denied_events: u32::MAX,
+            ..Default::default()
         };
         std::fs::create_dir(bpffs).unwrap();
         let programs = Programs::load(bpffs, &config, 1 << 14).unwrap_or_else(|error| panic!("{error}"));

@@ -54,16 +54,8 @@ fn run(node: &Node, pod: &Pod, kind: &str, to: &str, port: u16) -> String {
 }
 
 fn add_service(node: &mut Node, id: u32, addr: Addr, protocol: Protocol, backends: &[(Addr, u16)]) {
-    let backends = backends
-        .iter()
-        .map(|(addr, port)| Backend { addr: *addr, port: Port(*port), pod: None, node: None })
-        .collect();
-    let service = ServicePlan {
-        id: ServiceId(id),
-        service: ServiceKey::new("test", "web"),
-        port_name: String::new(),
-        backends,
-    };
+    let backends = backends.iter().map(|(addr, port)| Backend::at(*addr, Port(*port))).collect();
+    let service = ServicePlan::cluster_ip(ServiceId(id), ServiceKey::new("test", "web"), backends);
     node.plan.services.insert(Frontend { addr, protocol, port: Port(80) }, service);
 }
 

@@ -31,6 +31,7 @@ fn pod(name: &str, ip: &str, phase: PodPhase) -> Pod {
         declared_ports: BTreeSet::new(),
         hostname: None,
         subdomain: None,
+        weight: None,
     }
 }
 
@@ -45,6 +46,7 @@ fn snapshot() -> Snapshot {
         labels: BTreeMap::new(),
         addresses: vec![addr("172.30.0.12")],
         pod_cidrs: BTreeSet::new(),
+        ready: true,
     };
     Snapshot {
         pods: pods.into_iter().map(|pod| (pod.key.clone(), pod)).collect(),
@@ -61,12 +63,8 @@ fn plan() -> NodePlan {
     let rule = RuleCause::Rule { policy: policy("allow-web"), direction: Direction::Ingress, index: 2 };
     let deny = RuleCause::DefaultDeny { policies: vec![policy("deny-all")], direction: Direction::Egress };
     let frontend = Frontend { addr: addr("10.96.0.5"), protocol: Protocol::TCP, port: Port(80) };
-    let service = ServicePlan {
-        id: ServiceId(12),
-        service: ServiceKey::new("shop", "web"),
-        port_name: "http".to_owned(),
-        backends: Vec::new(),
-    };
+    let mut service = ServicePlan::cluster_ip(ServiceId(12), ServiceKey::new("shop", "web"), Vec::new());
+    service.port_name = "http".to_owned();
     NodePlan {
         settings: NodeSettings {
             node: NodeName::new("node1"),
@@ -78,6 +76,7 @@ fn plan() -> NodePlan {
             cluster_cidrs: BTreeSet::from(["10.244.0.0/16".parse().unwrap()]),
             routing: Routing::Direct,
             pod_mtu: 1500,
+            localhost_node_ports: false,
         },
         endpoints: BTreeMap::new(),
         classes: BTreeMap::new(),
@@ -85,6 +84,8 @@ fn plan() -> NodePlan {
         rules: BTreeMap::from([(RuleId(1), rule), (RuleId(2), deny)]),
         services: BTreeMap::from([(frontend, service)]),
         routes: BTreeMap::new(),
+        health_checks: BTreeMap::new(),
+        announced: BTreeSet::new(),
         names: NamePlan::default(),
     }
 }

@@ -18,8 +18,14 @@ pub fn node(node: &api::Node) -> Parsed<Node> {
         labels: node.metadata.labels.clone().unwrap_or_default(),
         addresses: internal_addresses(&mut findings, node),
         pod_cidrs: pod_cidrs(&mut findings, node),
+        ready: is_ready(node),
     };
     findings.with(Some(value))
+}
+
+fn is_ready(node: &api::Node) -> bool {
+    let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// In the object's order, without repeats.

@@ -40,6 +40,7 @@ pub fn pod(pod: &api::Pod) -> Parsed<Pod> {
         declared_ports,
         hostname: text(|spec| &spec.hostname).map(str::to_owned),
         subdomain: text(|spec| &spec.subdomain).map(str::to_owned),
+        weight: findings.weight(&pod.metadata),
     };
     findings.with(Some(value))
 }

@@ -356,6 +356,7 @@ fn plan_of(number: u8, count: u8, routing: Routing) -> NodePlan {
             ]),
             routing,
             pod_mtu: if matches!(routing, Routing::Direct) { 1500 } else { 1430 },
+            localhost_node_ports: false,
         },
         endpoints: BTreeMap::new(),
         classes: BTreeMap::new(),
@@ -364,6 +365,8 @@ fn plan_of(number: u8, count: u8, routing: Routing) -> NodePlan {
         services: BTreeMap::new(),
         routes,
         names: NamePlan::default(),
+        health_checks: BTreeMap::new(),
+        announced: BTreeSet::new(),
     }
 }
 
