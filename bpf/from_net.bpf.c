@@ -1,5 +1,5 @@
 /* What other machines send: tcx ingress on the uplink and on the tunnel device. */
-#include "lib/forward.h"
+#include "lib/known.h"
 
 #define PACKET_FOR_US 0
 
@@ -37,12 +37,26 @@ static __always_inline bool is_spoofed(struct __sk_buff *skb, const struct weft_
 
 static __always_inline bool is_known(struct __sk_buff *skb, const struct found *found)
 {
-    struct weft_end from = found->from_b ? found->flow->ends[1] : found->flow->ends[0];
-    return !is_spoofed(skb, &from);
+    return !is_spoofed(skb, &found->flow->ends[found->from_b ? 1 : 0]);
 }
 
-SEC("tc")
-int from_net(struct __sk_buff *skb)
+static __noinline int from_net_known(struct __sk_buff *skb)
+{
+    struct plain plain;
+    if (!read_plain(skb, &plain, WEFT_HOOK_FROM_NET))
+        return NOT_KNOWN;
+    struct weft_flow *flow = bpf_map_lookup_elem(&flows, &plain.key);
+    if (!flow)
+        return NOT_KNOWN;
+    const struct weft_end *from = &flow->ends[plain.from_b ? 1 : 0], *to = &flow->ends[plain.from_b ? 0 : 1];
+    if (to->kind != WEFT_END_POD || !is_open(flow, to) || is_spoofed(skb, from) || !rewrite_plain(skb, &plain, to))
+        return NOT_KNOWN;
+    account(skb, &plain, flow, WEFT_HOOK_FROM_NET);
+    return bpf_redirect_peer(to->ifindex, 0);
+}
+
+/* The general way: any packet at all. */
+__noinline int from_net_any(struct __sk_buff *skb)
 {
     struct packet packet = {};
     struct verdict verdict = {};
@@ -61,7 +75,7 @@ int from_net(struct __sk_buff *skb)
     }
     __u8 broken = parse_transport(skb, &packet);
     if (!broken && find_current(&packet, &found) && is_known(skb, &found)) {
-        follow_flow(skb, &packet, found.flow, found.from_b, WEFT_HOOK_FROM_NET, &verdict);
+        follow_flow(skb, &packet, &found, WEFT_HOOK_FROM_NET, &verdict);
     } else {
         resolve(&packet.source, &end);
         if (is_spoofed(skb, &end))
@@ -75,4 +89,11 @@ int from_net(struct __sk_buff *skb)
     if (packet.hop_limit <= 1)
         to_node(skb);
     return deliver(skb, &packet, WEFT_HOOK_FROM_NET, &verdict);
+}
+
+SEC("tc")
+int from_net(struct __sk_buff *skb)
+{
+    int action = from_net_known(skb);
+    return action == NOT_KNOWN ? from_net_any(skb) : action;
 }

@@ -40,19 +40,22 @@ static __always_inline __u32 current_epoch(void)
 }
 
 /* Told from the opener's side, whoever sent the packet. */
-static __always_inline void report_flow(struct __sk_buff *skb, const struct packet *packet, const struct weft_flow *flow,
-                                        bool from_opener, __u8 kind, __u8 hook)
+static __noinline void report_flow(struct __sk_buff *skb, const struct weft_flow_key *key, const struct weft_flow *flow, __u8 kind,
+                                   __u8 hook)
 {
+    if (!key || !flow)
+        return;
     struct weft_event *event = reserve_event(kind, hook, flow->reason);
     if (!event)
         return;
-    describe(event, packet, skb);
-    if (!from_opener) {
-        event->source = packet->destination;
-        event->destination = packet->source;
-        event->source_port = packet->destination_port;
-        event->destination_port = packet->source_port;
-    }
+    bool by_b = flow->flags & WEFT_FLOW_OPENED_BY_B;
+    event->source = by_b ? key->b : key->a;
+    event->destination = by_b ? key->a : key->b;
+    event->source_port = by_b ? key->port_b : key->port_a;
+    event->destination_port = by_b ? key->port_a : key->port_b;
+    event->protocol = key->protocol;
+    event->ifindex = skb->ifindex;
+    event->length = skb->len;
     event->egress_rule = flow->egress_rule;
     event->ingress_rule = flow->ingress_rule;
     __builtin_memcpy(event->packets, flow->packets, sizeof(event->packets));
@@ -61,10 +64,9 @@ static __always_inline void report_flow(struct __sk_buff *skb, const struct pack
 }
 
 /* How far a TCP flow is; its last packet is told once. */
-static __always_inline void follow_tcp(struct __sk_buff *skb, const struct packet *packet, struct weft_flow *flow, bool from_opener,
-                                       __u8 hook)
+static __always_inline void follow_tcp(struct __sk_buff *skb, const struct weft_flow_key *key, struct weft_flow *flow, __u8 flags,
+                                       bool from_opener, __u8 hook)
 {
-    __u8 flags = packet->tcp_flags;
     if (!from_opener && flags & TCP_SYN)
         flow->tcp |= WEFT_FLOW_ESTABLISHED;
     if (!(flags & (TCP_FIN | TCP_RST)))
@@ -78,7 +80,7 @@ static __always_inline void follow_tcp(struct __sk_buff *skb, const struct packe
         return;
     flow->tcp |= WEFT_FLOW_ENDED;
     if (is_reachable(&flow->ends[0]) && is_reachable(&flow->ends[1]))
-        report_flow(skb, packet, flow, from_opener, WEFT_EVENT_ENDED, hook);
+        report_flow(skb, key, flow, WEFT_EVENT_ENDED, hook);
 }
 
 /* Policy, or where an end is, has changed since: asked anew in the direction that opened the flow. */
@@ -138,13 +140,15 @@ static __always_inline void open_flow(struct __sk_buff *skb, const struct packet
         return;
     }
     if (is_reachable(&verdict->to))
-        report_flow(skb, packet, flow, true, WEFT_EVENT_NEW_FLOW, hook);
+        report_flow(skb, &found->key, flow, WEFT_EVENT_NEW_FLOW, hook);
 }
 
 /* A packet of a flow whose entry is of the current epoch. */
-static __always_inline void follow_flow(struct __sk_buff *skb, const struct packet *packet, struct weft_flow *flow, bool from_b,
-                                        __u8 hook, struct verdict *verdict)
+static __always_inline void follow_flow(struct __sk_buff *skb, const struct packet *packet, const struct found *found, __u8 hook,
+                                        struct verdict *verdict)
 {
+    struct weft_flow *flow = found->flow;
+    bool from_b = found->from_b;
     bool from_opener = from_b == !!(flow->flags & WEFT_FLOW_OPENED_BY_B);
     verdict->egress_rule = flow->egress_rule;
     verdict->ingress_rule = flow->ingress_rule;
@@ -163,14 +167,19 @@ static __always_inline void follow_flow(struct __sk_buff *skb, const struct pack
         flow->bytes[1] += skb->len;
     }
     if (packet->protocol == PROTOCOL_TCP)
-        follow_tcp(skb, packet, flow, from_opener, hook);
+        follow_tcp(skb, &found->key, flow, packet->tcp_flags, from_opener, hook);
+}
+
+static __always_inline bool is_opening(const struct packet *packet)
+{
+    return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
 /* A TCP SYN from the side that did not open the flow is no reply, and one after its end is no part of it. */
 static __always_inline bool opens_another(const struct packet *packet, const struct weft_flow *flow, bool from_b)
 {
     bool from_opener = from_b == !!(flow->flags & WEFT_FLOW_OPENED_BY_B);
-    return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && (!from_opener || flow->tcp & WEFT_FLOW_ENDED);
+    return is_opening(packet) && (!from_opener || flow->tcp & WEFT_FLOW_ENDED);
 }
 
 static __always_inline void find_flow(const struct packet *packet, struct found *found)
@@ -182,12 +191,12 @@ static __always_inline void find_flow(const struct packet *packet, struct found 
 /* The packet's flow, if nothing has to be asked about it again: most packets end here. */
 static __always_inline bool find_current(const struct packet *packet, struct found *found)
 {
-    if (packet->fragment != FRAGMENT_WHOLE || packet->is_icmp_error) {
+    if (packet->fragment != FRAGMENT_WHOLE || packet->is_icmp_error || is_opening(packet)) {
         found->flow = NULL;
         return false;
     }
     find_flow(packet, found);
-    return found->flow && found->flow->epoch == current_epoch() && !opens_another(packet, found->flow, found->from_b);
+    return found->flow && found->flow->epoch == current_epoch();
 }
 
 /* An ICMP error belongs to the flow it speaks of. False: there is none. */
@@ -215,7 +224,7 @@ static __noinline bool relate(struct __sk_buff *skb, const struct packet *error,
 /* The verdict on a packet that find_current had no answer for; its ends are not spoofed. */
 static __always_inline void track(struct __sk_buff *skb, struct packet *packet, struct found *found, __u8 hook, struct verdict *verdict)
 {
-    verdict->reason = complete_fragment(packet);
+    verdict->reason = packet->fragment == FRAGMENT_WHOLE ? WEFT_REASON_NONE : complete_fragment(packet);
     if (verdict->reason)
         return;
     if (packet->is_icmp_error && relate(skb, packet, found, verdict))
@@ -229,5 +238,5 @@ static __always_inline void track(struct __sk_buff *skb, struct packet *packet, 
     __u32 now = current_epoch();
     if (flow->epoch != now)
         judge_again(&found->key, flow, now);
-    follow_flow(skb, packet, flow, found->from_b, hook, verdict);
+    follow_flow(skb, packet, found, hook, verdict);
 }

@@ -30,6 +30,14 @@ static __always_inline int refuse_with(struct __sk_buff *skb, const struct packe
     return refuse(skb, packet, hook, &verdict);
 }
 
+static __always_inline void lower_ttl(struct ipv4_header *ip)
+{
+    /* RFC 1624, 3: the TTL is the high byte of its word. */
+    __u32 sum = bpf_ntohs(ip->checksum) + 0x100U;
+    ip->checksum = bpf_htons(sum + (sum >= 0xffff));
+    ip->ttl--;
+}
+
 /* The caller has seen that the limit is above one. */
 static __always_inline bool lower_hop_limit(struct __sk_buff *skb, const struct packet *packet)
 {
@@ -47,10 +55,7 @@ static __always_inline bool lower_hop_limit(struct __sk_buff *skb, const struct 
         if ((void *)(ip + 1) > frame_end(skb))
             return false;
     }
-    /* RFC 1624, 3: the TTL is the high byte of its word. */
-    __u32 sum = bpf_ntohs(ip->checksum) + 0x100U;
-    ip->checksum = bpf_htons(sum + (sum >= 0xffff));
-    ip->ttl--;
+    lower_ttl(ip);
     return true;
 }
 
