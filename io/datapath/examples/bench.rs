@@ -11,11 +11,12 @@ mod workload {
 
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpListener, TcpStream};
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::{Duration, Instant};
 
     use nix::sched::{CpuSet, sched_setaffinity};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, socket};
     use nix::unistd::Pid;
 
     use crate::support::Namespace;
@@ -48,19 +49,31 @@ mod workload {
         sched_setaffinity(Pid::from_raw(0), &set).expect("pinning a thread of one's own");
     }
 
-    /// The default here may be another algorithm, which would measure itself.
-    fn use_cubic(socket: &impl AsRawFd) {
+    /// The default here may be another algorithm, which would measure itself. Before a socket connects: one that began with
+    /// BBR keeps its pacing for good.
+    fn use_cubic(socket: BorrowedFd<'_>) {
         let name = b"cubic";
         // SAFETY: the option's value is as long as said.
-        unsafe {
+        let result = unsafe {
             libc::setsockopt(
                 socket.as_raw_fd(),
                 libc::IPPROTO_TCP,
                 libc::TCP_CONGESTION,
                 name.as_ptr().cast(),
                 name.len() as u32,
-            );
-        }
+            )
+        };
+        assert_eq!(result, 0, "cubic: {}", std::io::Error::last_os_error());
+    }
+
+    fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+        let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        use_cubic(socket.as_fd());
+        nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
+        let stream = TcpStream::from(socket);
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 
     /// Bytes or transactions a second.
@@ -74,7 +87,7 @@ mod workload {
         cpu: usize,
     ) -> f64 {
         let listener = server.run(|| TcpListener::bind(("::", port)).expect("a free port"));
-        use_cubic(&listener);
+        use_cubic(listener.as_fd());
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let serving = scope.spawn(|| {
@@ -87,7 +100,7 @@ mod workload {
                 let rate = ask(kind, to, time);
                 stop.store(true, Ordering::Relaxed);
                 // Wakes a server that waits for another connection.
-                drop(TcpStream::connect(to));
+                drop(connect(to));
                 rate
             });
             let asked = asking.join().expect("the client does not panic");
@@ -120,12 +133,7 @@ mod workload {
         let start = Instant::now();
         let mut done = 0u64;
         let mut byte = [0u8];
-        let connect = || {
-            let stream = TcpStream::connect(to).expect("the server listens and policy allows");
-            use_cubic(&stream);
-            stream.set_nodelay(true).expect("a TCP socket");
-            stream
-        };
+        let connect = || connect(to).expect("the server listens and policy allows");
         match kind {
             Kind::Stream => {
                 let mut stream = connect();

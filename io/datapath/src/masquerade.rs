@@ -113,6 +113,7 @@ mod tests {
             cluster_pod_cidrs: BTreeSet::new(),
             service_cidrs: BTreeSet::new(),
             cluster_cidrs: BTreeSet::new(),
+            localhost_node_ports: false,
             routing,
             pod_mtu: 1430,
         }
