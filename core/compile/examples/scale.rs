@@ -87,6 +87,7 @@ fn snapshot() -> Snapshot {
             labels: BTreeMap::new(),
             addresses: vec![v4(172, 30, number)],
             pod_cidrs,
+            ready: true,
         };
         snapshot.nodes.insert(name, node);
     }
@@ -120,6 +121,7 @@ fn add_pod(snapshot: &mut Snapshot, number: usize) {
         declared_ports: BTreeSet::from([(Protocol::TCP, Port(8080))]),
         hostname: None,
         subdomain: None,
+        weight: None,
     };
     snapshot.pods.insert(key, pod);
 }
@@ -137,13 +139,11 @@ fn add_service(snapshot: &mut Snapshot, number: usize) {
     };
     let addr = std::net::Ipv4Addr::from((10u32 << 24 | 97 << 16) + number as u32);
     let service = Service {
-        key: key.clone(),
         uid: Uid::new(format!("service{number}")),
-        kind: ServiceKind::ClusterIp,
         cluster_ips: vec![addr.into()],
         ports: vec![port],
         selector: Some(select(app)),
-        publish_not_ready: false,
+        ..Service::new(key.clone(), ServiceKind::ClusterIp)
     };
     let endpoint = |pod: usize| Endpoint {
         addresses: BTreeSet::from([pod_addr(pod)]),

@@ -42,16 +42,17 @@ fn compile_locals(snapshot: &Snapshot, node: &NodeName, locals: Locals<'_>) -> C
     let mut findings = Vec::new();
     let owners = Owners::of(snapshot, &locals, &mut findings);
     let policies = policies::policies(snapshot, &locals, &owners);
+    let services = services::services(snapshot, Some(node), &mut findings);
     let plan = NodePlan {
         settings: routes::settings(snapshot, node, &mut findings),
         endpoints: endpoints::endpoints(&locals, &owners, &policies.subjects),
         classes: policies.classes,
         policy_sets: policies.sets,
         rules: policies.rules,
-        services: services::services(snapshot, &mut findings),
+        services: services.frontends,
         routes: routes::routes(snapshot, node, &mut findings),
         names: names::compile(snapshot),
-        health_checks: Default::default(),
+        health_checks: services.health_checks,
         announced: snapshot.announced.clone(),
     };
     findings.sort();

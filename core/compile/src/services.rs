@@ -1,137 +1,255 @@
-//! Services and EndpointSlices to frontends and backends. Choosing one backend lives in core/decide.
+//! Services and EndpointSlices to frontends and the lists behind them (docs/design/services.md). Choosing one backend lives in
+//! core/decide.
+
+mod lists;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use weft_model::{
-    Addr, EndpointCondition, EndpointSlice, Family, Finding, Service, ServiceKey, ServicePort, Severity,
-    Snapshot,
+    Addr, Cidr, EndpointSlice, Family, Finding, Forwarding, IpMode, NodeName, Port, Protocol, Service,
+    ServiceKey, ServiceKind, ServicePort, Severity, Snapshot, TrafficPolicy,
 };
-use weft_plan::{Backend, BackendList, Exposure, Frontend, ListId, ServiceId, ServicePlan};
+use weft_plan::{BackendList, EdgePlan, Exposure, Frontend, HealthCheck, ServiceId, ServicePlan};
 
 use crate::ids::{Digest, Space, numbers};
+use lists::{Lists, Numbers, Place};
 
-pub(crate) fn services(snapshot: &Snapshot, findings: &mut Vec<Finding>) -> BTreeMap<Frontend, ServicePlan> {
+/// What a node does for services.
+#[derive(Default)]
+pub(crate) struct Services {
+    pub frontends: BTreeMap<Frontend, ServicePlan>,
+    pub health_checks: BTreeMap<Port, HealthCheck>,
+}
+
+/// `node`: whose endpoints are local; `None` asks for what is the same everywhere, as findings are.
+pub(crate) fn services(
+    snapshot: &Snapshot,
+    node: Option<&NodeName>,
+    findings: &mut Vec<Finding>,
+) -> Services {
     let mut slices: BTreeMap<&ServiceKey, Vec<&EndpointSlice>> = BTreeMap::new();
     for slice in snapshot.slices.values() {
         slices.entry(&slice.service).or_default().push(slice);
     }
-    let mut plans: BTreeMap<Frontend, ServicePlan> = BTreeMap::new();
-    for service in snapshot.services.values() {
-        let slices = slices.get(&service.key).map(Vec::as_slice).unwrap_or_default();
-        for (addr, port) in frontends(snapshot, service) {
-            let frontend = Frontend { addr, protocol: port.protocol, port: port.port };
-            if let Some(other) = plans.get(&frontend) {
-                findings.push(claimed_twice(&frontend, other, service));
-                continue;
-            }
-            let list = list(service, port, addr.family(), backends(slices, addr.family(), port));
-            plans.insert(frontend, plan(service, port, list));
+    let place = Place::of(snapshot, node);
+    let numbers = Numbers::of(snapshot.services.values());
+    let mut building = Building { snapshot, services: Services::default(), findings };
+    let mut lists: Vec<(&Service, Lists<'_>)> = snapshot
+        .services
+        .values()
+        .map(|service| {
+            let slices = slices.get(&service.key).map(Vec::as_slice).unwrap_or_default();
+            (service, Lists::new(service, slices, &place, &numbers))
+        })
+        .collect();
+    // A frontend of a later kind never takes one of an earlier kind away: an external IP cannot be another's cluster IP.
+    for exposure in [Exposure::ClusterIp, Exposure::NodePort, Exposure::LoadBalancer, Exposure::ExternalIp] {
+        for (service, lists) in &mut lists {
+            building.expose(service, exposure, lists);
         }
     }
-    number(&mut plans);
-    plans
+    for (service, lists) in &lists {
+        building.health_check(service, lists);
+    }
+    number_frontends(&mut building.services.frontends);
+    building.services
 }
 
-/// The name server's addresses are left out: the node itself answers there.
-fn frontends<'a>(
+struct Building<'a> {
     snapshot: &'a Snapshot,
-    service: &'a Service,
-) -> impl Iterator<Item = (Addr, &'a ServicePort)> {
-    let addresses = service.cluster_ips.iter().filter(|addr| !snapshot.settings.dns_addresses.contains(addr));
-    addresses.flat_map(|addr| service.ports.iter().map(|port| (*addr, port)))
+    services: Services,
+    findings: &'a mut Vec<Finding>,
 }
 
-fn plan(service: &Service, port: &ServicePort, list: BackendList) -> ServicePlan {
-    ServicePlan {
-        id: ServiceId(0),
-        service: service.key.clone(),
-        port_name: port.name.clone(),
-        exposure: Exposure::ClusterIp,
-        list: Arc::new(list),
-        balancing: service.balancing,
-        affinity: service.affinity,
-        source_ranges: BTreeSet::new(),
-        edge: None,
-    }
-}
-
-fn list(service: &Service, port: &ServicePort, family: Family, backends: BTreeSet<Backend>) -> BackendList {
-    let digest = Digest::of(
-        "list",
-        [
-            service.key.to_string().as_bytes(),
-            port.name.as_bytes(),
-            &[port.protocol.0],
-            format!("{family:?}").as_bytes(),
-        ],
-    );
-    let id = numbers([digest], Space { first: 1, last: u32::MAX })[&digest];
-    BackendList { id: ListId(id), backends: backends.into_iter().collect() }
-}
-
-/// Ready endpoints; if there are none, those that still serve while they terminate (KEP-1669).
-fn backends(slices: &[&EndpointSlice], family: Family, port: &ServicePort) -> BTreeSet<Backend> {
-    let ready = backends_in(slices, family, port, EndpointCondition::Ready);
-    if ready.is_empty() {
-        backends_in(slices, family, port, EndpointCondition::ServingTerminating)
-    } else {
-        ready
-    }
-}
-
-fn backends_in(
-    slices: &[&EndpointSlice],
-    family: Family,
-    port: &ServicePort,
-    condition: EndpointCondition,
-) -> BTreeSet<Backend> {
-    let mut backends: BTreeMap<(Addr, weft_model::Port), Backend> = BTreeMap::new();
-    for slice in slices.iter().filter(|slice| slice.family == family) {
-        let joined =
-            slice.ports.iter().filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol);
-        let numbers: Vec<_> = joined.map(|(_, _, number)| *number).collect();
-        for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.condition == condition) {
-            for (addr, number) in
-                endpoint.addresses.iter().flat_map(|a| numbers.iter().map(move |n| (*a, *n)))
-            {
-                let backend = Backend {
-                    addr,
-                    port: number,
-                    weight: endpoint.weight,
-                    pod: endpoint.target.clone(),
-                    node: endpoint.node.clone(),
+impl Building<'_> {
+    fn expose(&mut self, service: &Service, exposure: Exposure, lists: &mut Lists<'_>) {
+        for (addr, field) in self.addresses(service, exposure) {
+            for (index, port) in service.ports.iter().enumerate() {
+                let number = match exposure {
+                    Exposure::NodePort => port.node_port,
+                    _ => Some(port.port),
                 };
-                // Two slices may hold the same endpoint while the controller moves it.
-                let entry = backends.entry((addr, number)).or_insert_with(|| backend.clone());
-                if backend > *entry {
-                    *entry = backend;
+                let Some(number) = number else { continue };
+                if !matches!(port.protocol, Protocol::TCP | Protocol::UDP) {
+                    self.not_served(service, index, port);
+                    continue;
                 }
+                let frontend = Frontend { addr, protocol: port.protocol, port: number };
+                if let Some(other) = self.services.frontends.get(&frontend) {
+                    let finding = claimed_twice(&frontend, other, service, &field);
+                    self.findings.push(finding);
+                    continue;
+                }
+                let plan = self.plan(service, port, exposure, addr.family(), lists);
+                self.services.frontends.insert(frontend, plan);
             }
         }
     }
-    backends.into_values().collect()
+
+    /// With the field each comes from.
+    fn addresses(&mut self, service: &Service, exposure: Exposure) -> Vec<(Addr, String)> {
+        let families: BTreeSet<Family> = service.cluster_ips.iter().map(|addr| addr.family()).collect();
+        match exposure {
+            // The name server's addresses are left out: the node itself answers there.
+            Exposure::ClusterIp => {
+                let addresses = service.cluster_ips.iter().enumerate();
+                let served = addresses.filter(|(_, addr)| !self.is_name_server(**addr));
+                served.map(|(index, addr)| (*addr, format!("spec.clusterIPs[{index}]"))).collect()
+            }
+            Exposure::NodePort => match service.kind {
+                ServiceKind::NodePort | ServiceKind::LoadBalancer => {
+                    families.iter().map(|family| (any_node(*family), "spec.ports".to_owned())).collect()
+                }
+                _ => Vec::new(),
+            },
+            Exposure::LoadBalancer => {
+                let given = service.load_balancer_ips.iter().enumerate();
+                let vips = given.filter(|(_, ip)| ip.mode == IpMode::Vip);
+                let named = vips
+                    .map(|(index, ip)| (ip.addr, format!("status.loadBalancer.ingress[{index}]")))
+                    .collect();
+                self.outside(service, &families, named)
+            }
+            Exposure::ExternalIp => {
+                let given = service.external_ips.iter().enumerate();
+                let named =
+                    given.map(|(index, addr)| (*addr, format!("spec.externalIPs[{index}]"))).collect();
+                self.outside(service, &families, named)
+            }
+        }
+    }
+
+    /// Addresses that others lead to the nodes: of the service's families, and nobody else's.
+    fn outside(
+        &mut self,
+        service: &Service,
+        families: &BTreeSet<Family>,
+        given: Vec<(Addr, String)>,
+    ) -> Vec<(Addr, String)> {
+        let mut served = Vec::new();
+        for (addr, field) in given {
+            let settings = &self.snapshot.settings;
+            let inside = |cidrs: &[Cidr]| cidrs.iter().any(|cidr| cidr.contains(addr));
+            let problem = if !families.contains(&addr.family()) {
+                Some(format!("{addr} is not of the service's families; it is not served"))
+            } else if self.is_name_server(addr) {
+                Some(format!("{addr} is the cluster's name server; it is not served for this service"))
+            } else if inside(&settings.pod_cidrs) {
+                Some(format!("{addr} lies in the pods' prefixes; it is not served"))
+            } else {
+                None
+            };
+            match problem {
+                Some(message) => self.findings.push(error(service, &field, message)),
+                None => served.push((addr, field)),
+            }
+        }
+        served
+    }
+
+    fn is_name_server(&self, addr: Addr) -> bool {
+        self.snapshot.settings.dns_addresses.contains(&addr)
+    }
+
+    fn plan(
+        &self,
+        service: &Service,
+        port: &ServicePort,
+        exposure: Exposure,
+        family: Family,
+        lists: &mut Lists<'_>,
+    ) -> ServicePlan {
+        // Clients in the cluster are not outside, so only the cluster IP asks for the internal policy.
+        let internal = match exposure {
+            Exposure::ClusterIp => service.internal_policy,
+            _ => TrafficPolicy::Cluster,
+        };
+        let edge = (exposure != Exposure::ClusterIp).then(|| EdgePlan {
+            list: lists.get(port, family, service.external_policy),
+            policy: service.external_policy,
+            forwarding: self.forwarding(service),
+        });
+        let source_ranges = match exposure {
+            Exposure::LoadBalancer => service.source_ranges.clone(),
+            _ => BTreeSet::new(),
+        };
+        ServicePlan {
+            id: ServiceId(0),
+            service: service.key.clone(),
+            port_name: port.name.clone(),
+            exposure,
+            list: lists.get(port, family, internal),
+            balancing: service.balancing,
+            affinity: service.affinity,
+            source_ranges,
+            edge,
+        }
+    }
+
+    fn forwarding(&self, service: &Service) -> Forwarding {
+        service.forwarding.unwrap_or(self.snapshot.settings.forwarding)
+    }
+
+    fn health_check(&mut self, service: &Service, lists: &Lists<'_>) {
+        let asked =
+            service.kind == ServiceKind::LoadBalancer && service.external_policy == TrafficPolicy::Local;
+        let Some(port) = service.health_check_node_port.filter(|_| asked) else { return };
+        let check = HealthCheck { service: service.key.clone(), local_endpoints: lists.ready_here() };
+        if let Some(other) = self.services.health_checks.get(&port) {
+            let message = format!("{port} belongs to service {} already; it is not served", other.service);
+            self.findings.push(error(service, "spec.healthCheckNodePort", message));
+            return;
+        }
+        self.services.health_checks.insert(port, check);
+    }
+
+    fn not_served(&mut self, service: &Service, index: usize, port: &ServicePort) {
+        let message = format!("{} is not served: the datapath balances TCP and UDP", port.protocol);
+        let finding = error(service, &format!("spec.ports[{index}].protocol"), message);
+        if !self.findings.contains(&finding) {
+            self.findings.push(finding);
+        }
+    }
 }
 
-fn number(plans: &mut BTreeMap<Frontend, ServicePlan>) {
+/// Stands for every address of every node.
+fn any_node(family: Family) -> Addr {
+    match family {
+        Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+fn number_frontends(plans: &mut BTreeMap<Frontend, ServicePlan>) {
     let digest = |frontend: &Frontend| {
         let port = frontend.port.0.to_be_bytes();
         Digest::of("frontend", [&frontend.addr.octets()[..], &[frontend.protocol.0], &port])
     };
-    let ids = numbers(plans.keys().map(digest), Space { first: 1, last: u32::MAX });
-    for (frontend, plan) in plans {
-        plan.id = ServiceId(ids[&digest(frontend)]);
+    let digests: Vec<Digest> = plans.keys().map(digest).collect();
+    let ids = numbers(digests.iter().copied(), Space { first: 1, last: u32::MAX });
+    for (plan, digest) in plans.values_mut().zip(digests) {
+        plan.id = ServiceId(ids[&digest]);
     }
 }
 
-fn claimed_twice(frontend: &Frontend, owner: &ServicePlan, service: &Service) -> Finding {
+fn claimed_twice(frontend: &Frontend, owner: &ServicePlan, service: &Service, field: &str) -> Finding {
+    let message =
+        format!("{frontend} belongs to service {} already; it is not served for this one", owner.service);
+    error(service, field, message)
+}
+
+fn error(service: &Service, field: &str, message: String) -> Finding {
     Finding {
         severity: Severity::Error,
         object: format!("Service {}", service.key),
-        field: "spec.clusterIPs".to_owned(),
-        message: format!(
-            "{frontend} belongs to service {} already; it is not served for this one",
-            owner.service
-        ),
+        field: field.to_owned(),
+        message,
     }
 }
+
+/// Shared by every frontend of one port, family and scope.
+type SharedList = Arc<BackendList>;
+
+#[cfg(test)]
+mod tests;

@@ -76,6 +76,8 @@ pub struct BackendList {
     pub id: ListId,
     /// Sorted by address and port.
     pub backends: Vec<Backend>,
+    /// Nothing is left because the policy is Local; other nodes have endpoints.
+    pub elsewhere: bool,
 }
 
 impl ServicePlan {
@@ -86,7 +88,7 @@ impl ServicePlan {
             service,
             port_name: String::new(),
             exposure: Exposure::ClusterIp,
-            list: Arc::new(BackendList { id: ListId(id.0), backends }),
+            list: Arc::new(BackendList { id: ListId(id.0), backends, elsewhere: false }),
             balancing: Balancing::Random,
             affinity: Affinity::None,
             source_ranges: BTreeSet::new(),

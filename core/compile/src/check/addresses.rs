@@ -11,7 +11,7 @@ pub(super) fn check(snapshot: &Snapshot, findings: &mut Vec<Finding>) {
     settings(snapshot, findings);
     nodes(snapshot, findings);
     Owners::of(snapshot, &Locals::attached(snapshot), findings);
-    services(snapshot, findings);
+    services(snapshot, None, findings);
 }
 
 fn settings(snapshot: &Snapshot, findings: &mut Vec<Finding>) {
