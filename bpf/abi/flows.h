@@ -52,6 +52,8 @@ struct weft_flow {
     /* CLOCK_MONOTONIC nanoseconds. */
     __u64 created;
     __u64 last_seen;
+    /* The timer's count at `last_seen`: within one tick the clock need not be asked again. */
+    __u64 tick;
     /* [0] by the opener, [1] by the responder. */
     __u64 packets[2];
     __u64 bytes[2];

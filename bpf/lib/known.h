@@ -128,7 +128,7 @@ static __always_inline bool rewrite_plain(struct __sk_buff *skb, const struct pl
 static __always_inline void account(struct __sk_buff *skb, const struct plain *plain, struct weft_flow *flow, __u8 hook)
 {
     bool from_opener = plain->from_b == (flow->flags & WEFT_FLOW_OPENED_BY_B);
-    flow->last_seen = bpf_ktime_get_coarse_ns();
+    see(flow);
     if (from_opener) {
         flow->packets[0]++;
         flow->bytes[0] += skb->len;

@@ -35,6 +35,8 @@ shared! {
     "weft_flow" FlowValue {
         created: u64,
         last_seen: u64,
+        /// The timer's count at `last_seen`.
+        tick: u64,
         packets: [u64; 2],
         bytes: [u64; 2],
         epoch: u32,
