@@ -44,7 +44,7 @@ static __noinline int from_pod_known(struct __sk_buff *skb)
     account(skb, &plain, flow, WEFT_HOOK_FROM_POD);
     if (to->kind == WEFT_END_POD)
         return bpf_redirect_peer(to->ifindex, 0);
-    return tunnelled ? bpf_redirect(weft_config.tunnel_ifindex, 0) : send_direct(via);
+    return tunnelled ? send_tunnelled(skb) : send_direct(via);
 }
 
 /* The general way: any packet at all. */

@@ -4,6 +4,10 @@
 SEC("tc")
 int to_tunnel(struct __sk_buff *skb)
 {
+    if (skb->tc_index == HAS_TUNNEL_KEY) {
+        skb->tc_index = 0;
+        return TO_STACK;
+    }
     struct bpf_tunnel_key set;
     if (!bpf_skb_get_tunnel_key(skb, &set, sizeof(set), 0) || !bpf_skb_get_tunnel_key(skb, &set, sizeof(set), BPF_F_TUNINFO_IPV6))
         return TO_STACK;

@@ -95,6 +95,16 @@ static __always_inline int send_direct(const struct weft_addr *via)
     return bpf_redirect_neigh(weft_config.uplink_ifindex, &next, sizeof(next), 0);
 }
 
+/* In tc_index on the way from here to the tunnel device's own program: asking for the key again would cost more. Without a key
+ * the device drops a packet, so that nobody gains by setting it. */
+#define HAS_TUNNEL_KEY 0x7776
+
+static __always_inline int send_tunnelled(struct __sk_buff *skb)
+{
+    skb->tc_index = HAS_TUNNEL_KEY;
+    return bpf_redirect(weft_config.tunnel_ifindex, 0);
+}
+
 static __always_inline bool set_tunnel(struct __sk_buff *skb, const struct weft_addr *via)
 {
     struct bpf_tunnel_key key = {.tunnel_id = weft_config.vni, .tunnel_ttl = 64};
@@ -120,5 +130,5 @@ static __always_inline int send_remote(struct __sk_buff *skb, const struct packe
         return send_direct(via);
     if (!set_tunnel(skb, via))
         return refuse_with(skb, packet, hook, WEFT_REASON_TUNNEL_FAILED);
-    return bpf_redirect(weft_config.tunnel_ifindex, 0);
+    return send_tunnelled(skb);
 }
