@@ -50,6 +50,8 @@ struct Follows {
     side: FollowingSide,
     /// Of TCP.
     flags: u8,
+    /// Instead of TCP's own, in words: too few, or more than there are.
+    header_words: Option<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,11 +63,9 @@ enum FollowingSide {
 fn follows() -> impl Strategy<Value = Follows> {
     let side = prop_oneof![2 => Just(FollowingSide::Other), 1 => Just(FollowingSide::Same)];
     let flags = prop::sample::select(&[0x02u8, 0x12, 0x10, 0x18, 0x11, 0x04][..]);
-    (any::<prop::sample::Index>(), side, flags).prop_map(|(earlier, side, flags)| Follows {
-        earlier,
-        side,
-        flags,
-    })
+    let header_words = prop::option::weighted(0.1, prop::sample::select(&[0u8, 4, 15][..]));
+    (any::<prop::sample::Index>(), side, flags, header_words)
+        .prop_map(|(earlier, side, flags, header_words)| Follows { earlier, side, flags, header_words })
 }
 
 #[derive(Clone, Debug)]
@@ -108,6 +108,9 @@ fn follow(earlier: &[u8], follows: &Follows) -> Vec<u8> {
     let has_transport = !is_later && earlier.len() >= transport + 20;
     if has_transport && protocol == 6 {
         frame[transport + 13] = follows.flags;
+        if let Some(words) = follows.header_words {
+            frame[transport + 12] = words << 4;
+        }
     }
     if follows.side == FollowingSide::Same {
         return frame;
