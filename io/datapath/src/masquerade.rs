@@ -42,10 +42,9 @@ fn render_untracked(settings: &NodeSettings) -> String {
     for (hook, side) in [("prerouting", "daddr"), ("output", "saddr")] {
         chains += &format!("  chain {hook} {{\n    type filter hook {hook} priority raw; policy accept;\n");
         for (family, word) in [(Family::V4, "ip"), (Family::V6, "ip6")] {
-            let of_family = settings.host_addresses.iter().filter(|addr| addr.family() == family);
-            let own = of_family.map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            if !own.is_empty() {
-                chains += &format!("    udp dport {port} {word} {side} {{ {own} }} notrack\n");
+            // A rule for each, of which there is one: it is compared in place, where a set would be called.
+            for own in settings.node_addresses.iter().filter(|addr| addr.family() == family) {
+                chains += &format!("    udp dport {port} {word} {side} {own} notrack\n");
             }
         }
         chains += "  }\n";
@@ -108,7 +107,7 @@ mod tests {
         NodeSettings {
             node: NodeName::new("node1"),
             host_addresses: BTreeSet::from([own("172.30.0.11"), own("fd00:172:30::11")]),
-            node_addresses: vec![own("172.30.0.11")],
+            node_addresses: vec![own("172.30.0.11"), own("fd00:172:30::11")],
             pod_cidrs: BTreeSet::from(["10.244.1.0/24".parse().unwrap()]),
             cluster_pod_cidrs: BTreeSet::new(),
             service_cidrs: BTreeSet::new(),
@@ -125,10 +124,10 @@ mod tests {
         let untracked: Vec<&str> =
             table.lines().map(str::trim).filter(|line| line.contains("notrack")).collect();
         let expected = [
-            "udp dport 8472 ip daddr { 172.30.0.11 } notrack",
-            "udp dport 8472 ip6 daddr { fd00:172:30::11 } notrack",
-            "udp dport 8472 ip saddr { 172.30.0.11 } notrack",
-            "udp dport 8472 ip6 saddr { fd00:172:30::11 } notrack",
+            "udp dport 8472 ip daddr 172.30.0.11 notrack",
+            "udp dport 8472 ip6 daddr fd00:172:30::11 notrack",
+            "udp dport 8472 ip saddr 172.30.0.11 notrack",
+            "udp dport 8472 ip6 saddr fd00:172:30::11 notrack",
         ];
         assert_eq!(untracked, expected);
         assert!(!render(&settings(Routing::Direct)).contains("notrack"));
