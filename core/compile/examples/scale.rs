@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use weft_compile::compile;
+use weft_compile::{Compiler, compile};
 use weft_model::{
     Addr, Block, Cidr, ClusterSettings, Endpoint, EndpointCondition, EndpointSlice, Family, LocalEndpoint,
     NamedPort, Namespace, NamespaceMatch, NamespaceName, Node, NodeName, ObjectKey, Peer, Pod, PodPhase,
@@ -18,6 +18,7 @@ const SERVICES: usize = 10_000;
 const POLICIES: usize = 10_000;
 const PODS: usize = 50_000;
 const ROUNDS: usize = 5;
+const CHANGES: usize = 500;
 
 fn main() {
     let snapshot = snapshot();
@@ -37,6 +38,29 @@ fn main() {
             plan.names.names.len(),
         );
     }
+    endpoint_changes(snapshot, node);
+}
+
+/// The endpoint of one service after the other goes and comes back.
+fn endpoint_changes(mut snapshot: Snapshot, node: NodeName) {
+    let mut compiler = Compiler::new(node);
+    compiler.compile(&snapshot);
+    let slices: Vec<_> = snapshot.slices.iter().map(|(key, slice)| (key.clone(), slice.clone())).collect();
+    let mut times = Vec::new();
+    for (key, slice) in slices.into_iter().take(CHANGES) {
+        let mut smaller = slice.clone();
+        smaller.endpoints.pop();
+        for value in [smaller, slice] {
+            let start = Instant::now();
+            snapshot.slices.insert(key.clone(), value);
+            let compiled = compiler.compile(&snapshot.clone());
+            times.push(start.elapsed());
+            assert_eq!(compiled.plan.services.len(), SERVICES);
+        }
+    }
+    times.sort();
+    let (median, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    println!("one endpoint change: median {median:?}, p99 {p99:?}");
 }
 
 fn v4(a: u8, b: u8, number: usize) -> Addr {

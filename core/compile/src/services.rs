@@ -8,58 +8,139 @@ use std::sync::Arc;
 
 use weft_model::{
     Addr, Cidr, EndpointSlice, Family, Finding, Forwarding, IpMode, NodeName, Port, Protocol, Service,
-    ServiceKey, ServiceKind, ServicePort, Severity, Snapshot, TrafficPolicy,
+    ServiceKey, ServiceKind, ServicePort, Severity, SharedMap, Snapshot, TrafficPolicy,
 };
 use weft_plan::{BackendList, EdgePlan, Exposure, Frontend, HealthCheck, ServiceId, ServicePlan};
 
 use crate::ids::{Digest, Space, numbers};
 use lists::{Lists, Numbers, Place};
 
-/// What a node does for services.
+/// What a node does for services, and what is needed to follow a change of their endpoints.
 #[derive(Default)]
 pub(crate) struct Services {
-    pub frontends: BTreeMap<Frontend, ServicePlan>,
+    pub frontends: SharedMap<Frontend, ServicePlan>,
     pub health_checks: BTreeMap<Port, HealthCheck>,
+    pub findings: Vec<Finding>,
+    place: Place,
+    numbers: Numbers,
+    frontends_of: BTreeMap<ServiceKey, Vec<Frontend>>,
+    slices_of: BTreeMap<ServiceKey, BTreeSet<ServiceKey>>,
 }
 
-/// `node`: whose endpoints are local; `None` asks for what is the same everywhere, as findings are.
-pub(crate) fn services(
-    snapshot: &Snapshot,
-    node: Option<&NodeName>,
-    findings: &mut Vec<Finding>,
-) -> Services {
-    let mut slices: BTreeMap<&ServiceKey, Vec<&EndpointSlice>> = BTreeMap::new();
-    for slice in snapshot.slices.values() {
-        slices.entry(&slice.service).or_default().push(slice);
-    }
-    let place = Place::of(snapshot, node);
-    let numbers = Numbers::of(snapshot.services.values());
-    let mut building = Building { snapshot, services: Services::default(), findings };
-    let mut lists: Vec<(&Service, Lists<'_>)> = snapshot
-        .services
-        .values()
-        .map(|service| {
-            let slices = slices.get(&service.key).map(Vec::as_slice).unwrap_or_default();
-            (service, Lists::new(service, slices, &place, &numbers))
-        })
-        .collect();
-    // A frontend of a later kind never takes one of an earlier kind away: an external IP cannot be another's cluster IP.
-    for exposure in [Exposure::ClusterIp, Exposure::NodePort, Exposure::LoadBalancer, Exposure::ExternalIp] {
-        for (service, lists) in &mut lists {
-            building.expose(service, exposure, lists);
+impl Services {
+    /// `node`: whose endpoints are local; `None` asks for what is the same everywhere, as findings are.
+    pub fn of(snapshot: &Snapshot, node: Option<&NodeName>) -> Self {
+        let slices_of = slices_of(snapshot);
+        let place = Place::of(snapshot, node);
+        let numbers = Numbers::of(snapshot.services.values());
+        let slices = |service: &Service| slices(snapshot, &slices_of, &service.key);
+        let lists = snapshot.services.values().map(|service| (service, slices(service)));
+        let mut lists: Vec<(&Service, Lists<'_>)> =
+            lists.map(|(service, slices)| (service, Lists::new(service, slices, &place, &numbers))).collect();
+        let mut building = Building { snapshot, frontends: BTreeMap::new(), findings: Vec::new() };
+        // A frontend of a later kind never takes one of an earlier kind away: an external IP cannot be another's cluster IP.
+        for exposure in
+            [Exposure::ClusterIp, Exposure::NodePort, Exposure::LoadBalancer, Exposure::ExternalIp]
+        {
+            for (service, lists) in &mut lists {
+                building.expose(service, exposure, lists);
+            }
+        }
+        let health_checks = building.health_checks(&lists);
+        number_frontends(&mut building.frontends);
+        let mut frontends_of: BTreeMap<ServiceKey, Vec<Frontend>> = BTreeMap::new();
+        for (frontend, plan) in &building.frontends {
+            frontends_of.entry(plan.service.clone()).or_default().push(*frontend);
+        }
+        let Building { frontends, findings, .. } = building;
+        drop(lists);
+        Self {
+            frontends: frontends.into_iter().collect(),
+            health_checks,
+            findings,
+            place,
+            numbers,
+            frontends_of,
+            slices_of,
         }
     }
-    for (service, lists) in &lists {
-        building.health_check(service, lists);
+
+    /// Follows a change of endpoints alone, which changes no frontend, number or finding. False: something else has
+    /// changed too, and nothing was done.
+    pub fn follow(&mut self, before: &Snapshot, after: &Snapshot) -> bool {
+        let same_services = after.services == before.services && after.settings == before.settings;
+        if !same_services || !self.place.holds_for(before, after) {
+            return false;
+        }
+        let mut affected = BTreeSet::new();
+        for change in after.slices.changes(&before.slices) {
+            if let Some(slice) = change.before {
+                affected.insert(slice.service.clone());
+                if let Some(keys) = self.slices_of.get_mut(&slice.service) {
+                    keys.remove(change.key);
+                }
+            }
+            if let Some(slice) = change.after {
+                affected.insert(slice.service.clone());
+                self.slices_of.entry(slice.service.clone()).or_default().insert(change.key.clone());
+            }
+        }
+        for service in affected.iter().filter_map(|key| after.services.get(key)) {
+            self.follow_one(after, service);
+        }
+        true
     }
-    number_frontends(&mut building.services.frontends);
-    building.services
+
+    fn follow_one(&mut self, snapshot: &Snapshot, service: &Service) {
+        let slices = slices(snapshot, &self.slices_of, &service.key);
+        let mut lists = Lists::new(service, slices, &self.place, &self.numbers);
+        for frontend in self.frontends_of.get(&service.key).into_iter().flatten() {
+            let Some(plan) = self.frontends.get(frontend) else { continue };
+            let of_plan =
+                |port: &&ServicePort| port.name == plan.port_name && port.protocol == frontend.protocol;
+            let Some(port) = service.ports.iter().find(of_plan) else { continue };
+            let mut plan = plan.clone();
+            let family = frontend.addr.family();
+            plan.list = lists.get(port, family, internal_scope(service, plan.exposure));
+            if let Some(edge) = &mut plan.edge {
+                edge.list = lists.get(port, family, edge.policy);
+            }
+            self.frontends.insert(*frontend, plan);
+        }
+        for check in self.health_checks.values_mut().filter(|check| check.service == service.key) {
+            check.local_endpoints = lists.ready_here();
+        }
+    }
+}
+
+fn slices_of(snapshot: &Snapshot) -> BTreeMap<ServiceKey, BTreeSet<ServiceKey>> {
+    let mut found: BTreeMap<ServiceKey, BTreeSet<ServiceKey>> = BTreeMap::new();
+    for (key, slice) in &snapshot.slices {
+        found.entry(slice.service.clone()).or_default().insert(key.clone());
+    }
+    found
+}
+
+fn slices<'a>(
+    snapshot: &'a Snapshot,
+    slices_of: &BTreeMap<ServiceKey, BTreeSet<ServiceKey>>,
+    service: &ServiceKey,
+) -> Vec<&'a EndpointSlice> {
+    slices_of.get(service).into_iter().flatten().filter_map(|key| snapshot.slices.get(key)).collect()
+}
+
+/// Clients in the cluster are not outside, so only the cluster IP asks for the internal policy.
+fn internal_scope(service: &Service, exposure: Exposure) -> TrafficPolicy {
+    match exposure {
+        Exposure::ClusterIp => service.internal_policy,
+        _ => TrafficPolicy::Cluster,
+    }
 }
 
 struct Building<'a> {
     snapshot: &'a Snapshot,
-    services: Services,
-    findings: &'a mut Vec<Finding>,
+    frontends: BTreeMap<Frontend, ServicePlan>,
+    findings: Vec<Finding>,
 }
 
 impl Building<'_> {
@@ -76,13 +157,13 @@ impl Building<'_> {
                     continue;
                 }
                 let frontend = Frontend { addr, protocol: port.protocol, port: number };
-                if let Some(other) = self.services.frontends.get(&frontend) {
+                if let Some(other) = self.frontends.get(&frontend) {
                     let finding = claimed_twice(&frontend, other, service, &field);
                     self.findings.push(finding);
                     continue;
                 }
                 let plan = self.plan(service, port, exposure, addr.family(), lists);
-                self.services.frontends.insert(frontend, plan);
+                self.frontends.insert(frontend, plan);
             }
         }
     }
@@ -160,11 +241,6 @@ impl Building<'_> {
         family: Family,
         lists: &mut Lists<'_>,
     ) -> ServicePlan {
-        // Clients in the cluster are not outside, so only the cluster IP asks for the internal policy.
-        let internal = match exposure {
-            Exposure::ClusterIp => service.internal_policy,
-            _ => TrafficPolicy::Cluster,
-        };
         let edge = (exposure != Exposure::ClusterIp).then(|| EdgePlan {
             list: lists.get(port, family, service.external_policy),
             policy: service.external_policy,
@@ -179,7 +255,7 @@ impl Building<'_> {
             service: service.key.clone(),
             port_name: port.name.clone(),
             exposure,
-            list: lists.get(port, family, internal),
+            list: lists.get(port, family, internal_scope(service, exposure)),
             balancing: service.balancing,
             affinity: service.affinity,
             source_ranges,
@@ -191,17 +267,22 @@ impl Building<'_> {
         service.forwarding.unwrap_or(self.snapshot.settings.forwarding)
     }
 
-    fn health_check(&mut self, service: &Service, lists: &Lists<'_>) {
-        let asked =
-            service.kind == ServiceKind::LoadBalancer && service.external_policy == TrafficPolicy::Local;
-        let Some(port) = service.health_check_node_port.filter(|_| asked) else { return };
-        let check = HealthCheck { service: service.key.clone(), local_endpoints: lists.ready_here() };
-        if let Some(other) = self.services.health_checks.get(&port) {
-            let message = format!("{port} belongs to service {} already; it is not served", other.service);
-            self.findings.push(error(service, "spec.healthCheckNodePort", message));
-            return;
+    fn health_checks(&mut self, all: &[(&Service, Lists<'_>)]) -> BTreeMap<Port, HealthCheck> {
+        let mut checks: BTreeMap<Port, HealthCheck> = BTreeMap::new();
+        for (service, lists) in all {
+            let asked =
+                service.kind == ServiceKind::LoadBalancer && service.external_policy == TrafficPolicy::Local;
+            let Some(port) = service.health_check_node_port.filter(|_| asked) else { continue };
+            if let Some(other) = checks.get(&port) {
+                let message =
+                    format!("{port} belongs to service {} already; it is not served", other.service);
+                self.findings.push(error(service, "spec.healthCheckNodePort", message));
+                continue;
+            }
+            let check = HealthCheck { service: service.key.clone(), local_endpoints: lists.ready_here() };
+            checks.insert(port, check);
         }
-        self.services.health_checks.insert(port, check);
+        checks
     }
 
     fn not_served(&mut self, service: &Service, index: usize, port: &ServicePort) {

@@ -9,6 +9,8 @@ mod policies;
 mod pools;
 mod reasons;
 mod services;
+mod shared;
+mod shared_map;
 mod snapshot;
 
 pub mod parse;
@@ -27,4 +29,6 @@ pub use services::{
     Affinity, Balancing, Endpoint, EndpointCondition, EndpointSlice, Forwarding, Hints, IpMode,
     LoadBalancerIp, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy, Weight,
 };
+pub use shared::Shared;
+pub use shared_map::{Change, SharedMap};
 pub use snapshot::{ClusterSettings, Finding, LocalEndpoint, Routing, Severity, Snapshot};

@@ -7,20 +7,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Addr, AddressPool, Cidr, EndpointSlice, Forwarding, Namespace, NamespaceName, Node, NodeName, Pod,
-    PodKey, Policy, PolicyKey, PoolName, Service, ServiceKey, Uid,
+    PodKey, Policy, PolicyKey, PoolName, Service, ServiceKey, SharedMap, Uid,
 };
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     pub settings: ClusterSettings,
-    pub namespaces: BTreeMap<NamespaceName, Namespace>,
-    pub nodes: BTreeMap<NodeName, Node>,
-    pub pods: BTreeMap<PodKey, Pod>,
-    pub services: BTreeMap<ServiceKey, Service>,
+    pub namespaces: SharedMap<NamespaceName, Namespace>,
+    pub nodes: SharedMap<NodeName, Node>,
+    pub pods: SharedMap<PodKey, Pod>,
+    pub services: SharedMap<ServiceKey, Service>,
     /// Keyed by namespace and slice name.
-    pub slices: BTreeMap<ServiceKey, EndpointSlice>,
-    pub policies: BTreeMap<PolicyKey, Policy>,
-    pub pools: BTreeMap<PoolName, AddressPool>,
+    pub slices: SharedMap<ServiceKey, EndpointSlice>,
+    pub policies: SharedMap<PolicyKey, Policy>,
+    pub pools: SharedMap<PoolName, AddressPool>,
     /// Pods whose interface this node has made; known here before the API says so.
     pub local: BTreeMap<PodKey, LocalEndpoint>,
     /// Load balancer addresses that this node holds the claim to: it answers for them on its local network.

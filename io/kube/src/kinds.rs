@@ -1,6 +1,5 @@
 //! The kinds of objects that are watched: where each goes in the model and how it is parsed.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use k8s_openapi::api::core::v1;
@@ -12,7 +11,7 @@ use serde::de::DeserializeOwned;
 use weft_model::parse::{self, Parsed};
 use weft_model::{
     Namespace, NamespaceName, Node, NodeName, ObjectKey, Pod, PodKey, Policy, PolicyKey, PolicyKind, Service,
-    ServiceKey, Snapshot,
+    ServiceKey, SharedMap, Snapshot,
 };
 
 pub trait Kind: Send + 'static {
@@ -27,7 +26,7 @@ pub trait Kind: Send + 'static {
 
     fn key(namespace: &str, name: &str) -> Self::Key;
     fn parse(object: &Self::Object) -> Parsed<Self::Value>;
-    fn table(snapshot: &mut Snapshot) -> &mut BTreeMap<Self::Key, Self::Value>;
+    fn table(snapshot: &mut Snapshot) -> &mut SharedMap<Self::Key, Self::Value>;
 }
 
 pub const COUNT: usize = 6;
@@ -68,7 +67,7 @@ macro_rules! kind {
                 $parse(object)
             }
 
-            fn table(snapshot: &mut Snapshot) -> &mut BTreeMap<Self::Key, Self::Value> {
+            fn table(snapshot: &mut Snapshot) -> &mut SharedMap<Self::Key, Self::Value> {
                 &mut snapshot.$table
             }
         }

@@ -9,7 +9,7 @@ use weft_model::{
     Reason, Routing, ServiceKey, Snapshot, Uid, Verdict,
 };
 use weft_observe::{Filter, Flow, FlowMetrics, FlowRing, Item, Namer, Who};
-use weft_plan::{Frontend, NamePlan, NodePlan, NodeSettings, RuleCause, RuleId, ServiceId, ServicePlan};
+use weft_plan::{Frontend, NodePlan, NodeSettings, RuleCause, RuleId, ServiceId, ServicePlan};
 
 const COOKIE: u64 = 77;
 
@@ -50,7 +50,7 @@ fn snapshot() -> Snapshot {
     };
     Snapshot {
         pods: pods.into_iter().map(|pod| (pod.key.clone(), pod)).collect(),
-        nodes: BTreeMap::from([(node.name.clone(), node)]),
+        nodes: [(node.name.clone(), node)].into_iter().collect(),
         ..Snapshot::default()
     }
 }
@@ -65,28 +65,22 @@ fn plan() -> NodePlan {
     let frontend = Frontend { addr: addr("10.96.0.5"), protocol: Protocol::TCP, port: Port(80) };
     let mut service = ServicePlan::cluster_ip(ServiceId(12), ServiceKey::new("shop", "web"), Vec::new());
     service.port_name = "http".to_owned();
+    let settings = NodeSettings {
+        node: NodeName::new("node1"),
+        host_addresses: BTreeSet::from([addr("172.30.0.11")]),
+        node_addresses: vec![addr("172.30.0.11")],
+        pod_cidrs: BTreeSet::from(["10.244.0.0/24".parse().unwrap()]),
+        cluster_pod_cidrs: BTreeSet::from(["10.244.0.0/16".parse().unwrap()]),
+        service_cidrs: BTreeSet::from(["10.96.0.0/16".parse().unwrap()]),
+        cluster_cidrs: BTreeSet::from(["10.244.0.0/16".parse().unwrap()]),
+        routing: Routing::Direct,
+        pod_mtu: 1500,
+        localhost_node_ports: false,
+    };
     NodePlan {
-        settings: NodeSettings {
-            node: NodeName::new("node1"),
-            host_addresses: BTreeSet::from([addr("172.30.0.11")]),
-            node_addresses: vec![addr("172.30.0.11")],
-            pod_cidrs: BTreeSet::from(["10.244.0.0/24".parse().unwrap()]),
-            cluster_pod_cidrs: BTreeSet::from(["10.244.0.0/16".parse().unwrap()]),
-            service_cidrs: BTreeSet::from(["10.96.0.0/16".parse().unwrap()]),
-            cluster_cidrs: BTreeSet::from(["10.244.0.0/16".parse().unwrap()]),
-            routing: Routing::Direct,
-            pod_mtu: 1500,
-            localhost_node_ports: false,
-        },
-        endpoints: BTreeMap::new(),
-        classes: BTreeMap::new(),
-        policy_sets: BTreeMap::new(),
-        rules: BTreeMap::from([(RuleId(1), rule), (RuleId(2), deny)]),
-        services: BTreeMap::from([(frontend, service)]),
-        routes: BTreeMap::new(),
-        health_checks: BTreeMap::new(),
-        announced: BTreeSet::new(),
-        names: NamePlan::default(),
+        rules: BTreeMap::from([(RuleId(1), rule), (RuleId(2), deny)]).into(),
+        services: [(frontend, service)].into_iter().collect(),
+        ..NodePlan::empty(settings)
     }
 }
 

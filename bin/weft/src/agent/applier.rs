@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
-use weft_compile::Compiled;
+use weft_compile::{Compiled, Compiler};
 use weft_datapath::Datapath;
 use weft_kube::View;
 use weft_model::{LocalEndpoint, NodeName, PodKey, Snapshot};
@@ -106,11 +106,12 @@ impl Applier {
     }
 
     async fn follow(self: Arc<Self>, datapath: Arc<Datapath>, mut views: watch::Receiver<View>) {
+        let mut compiler = Compiler::new(self.node.clone());
         loop {
             let view = views.borrow_and_update().clone();
             // Before the first sync the kernel's state is older and better than what little is known here.
             let retry = match view.synced {
-                true => self.clone().bring(datapath.clone(), view.snapshot).await,
+                true => self.bring(&mut compiler, datapath.clone(), view.snapshot).await,
                 false => false,
             };
             let pause = if retry { RETRY } else { Duration::MAX };
@@ -123,21 +124,26 @@ impl Applier {
     }
 
     /// Compiles and applies; true if it has to be tried again.
-    async fn bring(self: Arc<Self>, datapath: Arc<Datapath>, snapshot: Arc<Snapshot>) -> bool {
+    async fn bring(&self, compiler: &mut Compiler, datapath: Arc<Datapath>, snapshot: Arc<Snapshot>) -> bool {
         let started = Instant::now();
         let (generation, endpoints) = {
             let local = self.local();
             (local.generation, local.endpoints.clone())
         };
-        let node = self.node.clone();
+        let mut last = std::mem::replace(compiler, Compiler::new(self.node.clone()));
         let outcome = tokio::task::spawn_blocking(move || {
             let mut snapshot = Snapshot::clone(&snapshot);
             snapshot.local = endpoints;
-            let compiled = weft_compile::compile(&snapshot, &node);
+            let compiled = last.compile(&snapshot);
             let report = datapath.apply(&compiled.plan);
-            (report, InForce { snapshot: Arc::new(snapshot), compiled })
+            (last, report, InForce { snapshot: Arc::new(snapshot), compiled })
         })
         .await;
+        // Had it panicked, the next plan is made from nothing.
+        let outcome = outcome.map(|(last, report, in_force)| {
+            *compiler = last;
+            (report, in_force)
+        });
         let took = started.elapsed();
         let error = match outcome {
             Ok((Ok(_), in_force)) => {

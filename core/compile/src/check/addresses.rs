@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use weft_model::{Addr, Cidr, Finding, NodeName, Severity, Snapshot};
 
 use crate::endpoints::{Locals, Owners};
-use crate::services::services;
+use crate::services::Services;
 
 pub(super) fn check(snapshot: &Snapshot, findings: &mut Vec<Finding>) {
     settings(snapshot, findings);
     nodes(snapshot, findings);
     Owners::of(snapshot, &Locals::attached(snapshot), findings);
-    services(snapshot, None, findings);
+    findings.extend(Services::of(snapshot, None).findings);
 }
 
 fn settings(snapshot: &Snapshot, findings: &mut Vec<Finding>) {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use weft_model::{
-    Addr, Endpoint, EndpointCondition, EndpointSlice, Family, NodeName, PodKey, Port, Service, ServicePort,
-    Snapshot, TrafficPolicy, Weight,
+    Addr, Endpoint, EndpointCondition, EndpointSlice, Family, NodeName, Pod, PodKey, Port, Service,
+    ServicePort, Snapshot, TrafficPolicy, Weight,
 };
 use weft_plan::{Backend, BackendList, ListId};
 
@@ -13,22 +13,32 @@ use super::SharedList;
 use crate::ids::{Digest, Space, numbers};
 
 /// The node for which lists are made, and what weighs on its choice.
-pub(super) struct Place<'a> {
-    node: Option<&'a NodeName>,
-    zone: Option<&'a str>,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    node: Option<NodeName>,
+    zone: Option<String>,
     /// Pods that ask for another share than their slices give them.
-    weights: BTreeMap<&'a PodKey, Weight>,
+    weights: BTreeMap<PodKey, Weight>,
 }
 
-impl<'a> Place<'a> {
-    pub fn of(snapshot: &'a Snapshot, node: Option<&'a NodeName>) -> Self {
-        let zone = node.and_then(|node| snapshot.nodes.get(node)).and_then(|node| node.zone());
-        let weighted = snapshot.pods.values().filter_map(|pod| Some((&pod.key, pod.weight?)));
-        Self { node, zone, weights: weighted.collect() }
+impl Place {
+    pub fn of(snapshot: &Snapshot, node: Option<&NodeName>) -> Self {
+        let weighted = snapshot.pods.values().filter_map(|pod| Some((pod.key.clone(), pod.weight?)));
+        Self { node: node.cloned(), zone: zone(snapshot, node), weights: weighted.collect() }
+    }
+
+    /// Whether another snapshot of the same node would give the same.
+    pub fn holds_for(&self, before: &Snapshot, after: &Snapshot) -> bool {
+        let same_weights = after.pods.is_same(&before.pods)
+            || after.pods.changes(&before.pods).all(|change| {
+                let weight = |pod: Option<&Pod>| pod.and_then(|pod| pod.weight);
+                weight(change.before) == weight(change.after)
+            });
+        same_weights && self.zone == zone(after, self.node.as_ref())
     }
 
     fn is_here(&self, endpoint: &Endpoint) -> bool {
-        self.node.is_some() && endpoint.node.as_ref() == self.node
+        self.node.is_some() && endpoint.node == self.node
     }
 
     fn weight(&self, endpoint: &Endpoint) -> Weight {
@@ -37,11 +47,15 @@ impl<'a> Place<'a> {
     }
 }
 
+fn zone(snapshot: &Snapshot, node: Option<&NodeName>) -> Option<String> {
+    snapshot.nodes.get(node?)?.zone().map(str::to_owned)
+}
+
 /// One service's lists, each made when it is first asked for.
 pub(super) struct Lists<'a> {
     service: &'a Service,
-    slices: &'a [&'a EndpointSlice],
-    place: &'a Place<'a>,
+    slices: Vec<&'a EndpointSlice>,
+    place: &'a Place,
     numbers: &'a Numbers,
     made: BTreeMap<(String, u8, Family, TrafficPolicy), SharedList>,
 }
@@ -49,8 +63,8 @@ pub(super) struct Lists<'a> {
 impl<'a> Lists<'a> {
     pub fn new(
         service: &'a Service,
-        slices: &'a [&'a EndpointSlice],
-        place: &'a Place<'a>,
+        slices: Vec<&'a EndpointSlice>,
+        place: &'a Place,
         numbers: &'a Numbers,
     ) -> Self {
         Self { service, slices, place, numbers, made: BTreeMap::new() }
@@ -124,13 +138,13 @@ impl<'a> Lists<'a> {
             let chosen = all.iter().zip(answers).filter(|(_, named)| *named);
             Some(chosen.map(|(candidate, _)| *candidate).collect::<Vec<_>>())
         };
-        let by_node = self.place.node.and_then(|node| {
+        let by_node = self.place.node.as_ref().and_then(|node| {
             for_us(&|endpoint| {
                 (!endpoint.hints.nodes.is_empty()).then(|| endpoint.hints.nodes.contains(node))
             })
         });
         let by_zone = || {
-            let zone = self.place.zone?;
+            let zone = self.place.zone.as_deref()?;
             for_us(&|endpoint| {
                 (!endpoint.hints.zones.is_empty()).then(|| endpoint.hints.zones.contains(zone))
             })
@@ -161,6 +175,7 @@ impl<'a> Lists<'a> {
 }
 
 /// The numbers of all lists there can be, known before any is made.
+#[derive(Default)]
 pub(super) struct Numbers(BTreeMap<Digest, u32>);
 
 impl Numbers {

@@ -18,7 +18,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use weft_datapath::{Config, Datapath, PodAttachment, PodLink, device_name};
 use weft_model::{Addr, Cidr, NodeName, PodKey, Routing, Uid};
-use weft_plan::{EndpointPlan, NamePlan, NextHop, NodePlan, NodeSettings};
+use weft_plan::{EndpointPlan, NextHop, NodePlan, NodeSettings};
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -335,39 +335,29 @@ fn plan_of(number: u8, count: u8, routing: Routing) -> NodePlan {
             routes.insert(Cidr::host(own), NextHop { node: NodeName::new(format!("node{other}")), via });
         }
     }
-    NodePlan {
-        settings: NodeSettings {
-            node: NodeName::new(format!("node{number}")),
-            host_addresses: BTreeSet::from([
-                node_v4(number),
-                node_v6(number),
-                addr("10.96.0.10"),
-                addr("fd00:10:96::a"),
-            ]),
-            node_addresses: vec![node_v4(number), node_v6(number)],
-            pod_cidrs: pod_cidrs(number),
-            cluster_pod_cidrs: BTreeSet::from([cidr("10.244.0.0/16"), cidr("fd00:10:244::/56")]),
-            service_cidrs: BTreeSet::from([cidr("10.96.0.0/16"), cidr("fd00:10:96::/112")]),
-            cluster_cidrs: BTreeSet::from([
-                cidr("10.244.0.0/16"),
-                cidr("fd00:10:244::/56"),
-                cidr("172.30.0.0/24"),
-                cidr("fd00:172:30::/64"),
-            ]),
-            routing,
-            pod_mtu: if matches!(routing, Routing::Direct) { 1500 } else { 1430 },
-            localhost_node_ports: false,
-        },
-        endpoints: BTreeMap::new(),
-        classes: BTreeMap::new(),
-        policy_sets: BTreeMap::new(),
-        rules: BTreeMap::new(),
-        services: BTreeMap::new(),
-        routes,
-        names: NamePlan::default(),
-        health_checks: BTreeMap::new(),
-        announced: BTreeSet::new(),
-    }
+    let settings = NodeSettings {
+        node: NodeName::new(format!("node{number}")),
+        host_addresses: BTreeSet::from([
+            node_v4(number),
+            node_v6(number),
+            addr("10.96.0.10"),
+            addr("fd00:10:96::a"),
+        ]),
+        node_addresses: vec![node_v4(number), node_v6(number)],
+        pod_cidrs: pod_cidrs(number),
+        cluster_pod_cidrs: BTreeSet::from([cidr("10.244.0.0/16"), cidr("fd00:10:244::/56")]),
+        service_cidrs: BTreeSet::from([cidr("10.96.0.0/16"), cidr("fd00:10:96::/112")]),
+        cluster_cidrs: BTreeSet::from([
+            cidr("10.244.0.0/16"),
+            cidr("fd00:10:244::/56"),
+            cidr("172.30.0.0/24"),
+            cidr("fd00:172:30::/64"),
+        ]),
+        routing,
+        pod_mtu: if matches!(routing, Routing::Direct) { 1500 } else { 1430 },
+        localhost_node_ports: false,
+    };
+    NodePlan { routes: routes.into(), ..NodePlan::empty(settings) }
 }
 
 /// A server in a namespace: echoes what it gets and closes when its peer does. Stops with its threads at exit.
