@@ -42,6 +42,7 @@ fn run_kubelet(args: &[String]) -> ExitCode {
         node_ips: list("--node-ips"),
         capacity: None,
         labels: BTreeMap::new(),
+        lease_seconds: 40,
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,

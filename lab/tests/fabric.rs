@@ -148,6 +148,36 @@ async fn nodes_reach_each_other_and_the_world_in_both_families_and_down_leaves_n
 }
 
 #[tokio::test]
+async fn outside_machines_reach_what_is_on_their_network_and_nothing_else() {
+    if !root("outside") {
+        return;
+    }
+    let place = Place::new("outside");
+    let spec = Spec { outside: 2, ..place.spec("outside", 1) };
+    let fabric = Fabric::weave(spec, quiet()).await.unwrap();
+    for (to, address, origin) in [
+        ("node1", "172.30.0.11", "172.30.0.2"),
+        ("node1", "fd00:172:30::b", "fd00:172:30::2"),
+        ("outside2", "172.30.0.3", "172.30.0.2"),
+    ] {
+        let seen = connect("outside", "outside1", to, address).unwrap_or_else(|e| panic!("{address}: {e}"));
+        assert_eq!(seen.to_string(), origin);
+    }
+    for beyond in ["10.96.0.1:443", "[fd00:10:96::1]:443"] {
+        let beyond: SocketAddr = beyond.parse().unwrap();
+        let tried =
+            inside("outside", "outside1", || TcpStream::connect_timeout(&beyond, Duration::from_secs(5)));
+        assert_eq!(tried.unwrap_err().kind(), std::io::ErrorKind::NetworkUnreachable);
+    }
+    let text = std::fs::read_to_string(fabric.paths().record()).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(record["outside"][1]["name"], "outside2");
+    assert_eq!(record["outside"][1]["addresses"][0], "172.30.0.3/24");
+    fabric.down().await.unwrap();
+    assert_eq!(place.left("outside"), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_killed_process_is_started_again_in_its_namespace_and_group() {
     if !root("supervision") {
         return;

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use weft_lab::fabric::config::AgentConfig;
 use weft_lab::fabric::paths::Paths;
-use weft_lab::fabric::{self, Spec};
+use weft_lab::fabric::{self, Record, Spec};
 use weft_model::{ClusterSettings, Finding, Snapshot};
 
 pub const DEFAULT_NAME: &str = "weft";
@@ -54,6 +54,20 @@ impl Fabric {
             .collect();
         nodes.sort_by_key(|name| (name.len(), name.clone()));
         Ok(nodes)
+    }
+
+    /// The network namespace of a node or an outside machine, and, for a node, a cgroup for guests on it.
+    pub fn machine(&self, name: &str) -> Result<Option<(PathBuf, Option<PathBuf>)>> {
+        let record: Record = read_json(&self.paths.record())?;
+        let netns = self.paths.netns(name);
+        if record.outside.iter().any(|machine| machine.name == name) {
+            return Ok(Some((netns, None)));
+        }
+        if !self.nodes()?.iter().any(|node| node == name) {
+            return Ok(None);
+        }
+        let config: AgentConfig = read_json(&self.paths.config(&format!("agent.{name}")))?;
+        Ok(Some((netns, Some(config.cgroup_dir.join("guests")))))
     }
 
     pub fn agent_socket(&self, node: &str) -> PathBuf {

@@ -89,7 +89,7 @@ enum LabVerb {
     Probe,
     /// Sends a steady stream of HTTP requests from where it runs; the outcome on stdout, as JSON
     Load(cli::load::Args),
-    /// Runs a program of this machine in a pod of the lab
+    /// Runs a program of this machine in a pod, on a node or on an outside machine of the lab
     Exec(cli::lab::ExecArgs),
 }
 
@@ -156,7 +156,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             Verb::Lab(LabVerb::Controllers(file)) => ok(cli::lab::controllers(&file.config).await),
             Verb::Lab(LabVerb::Probe) => ok(cli::lab::probe().await),
             Verb::Lab(LabVerb::Load(args)) => ok(cli::load::run(args).await),
-            Verb::Lab(LabVerb::Exec(args)) => ok(cli::lab::exec(args).await),
+            Verb::Lab(LabVerb::Exec(args)) => cli::lab::exec(args).await,
             Verb::Cni | Verb::Lab(LabVerb::Standin { .. } | LabVerb::Run { .. }) => {
                 unreachable!("handled before the runtime starts")
             }

@@ -1,6 +1,7 @@
 //! Nodes that stop answering: what is said about them, about their pods, and who has to leave. Pure.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -19,13 +20,29 @@ const LEASE_SECONDS: i32 = 40;
 /// How long pods that say nothing about it stay on a node that is not ready.
 const STAY_SECONDS: i64 = 300;
 
-/// Decides about one node from its lease and the pods on it.
-pub fn reconcile(node: &Node, lease: Option<&Lease>, all_pods: &[Arc<Pod>], now: Timestamp) -> Outcome {
+/// While nobody can hear the kubelets, nodes are looked at this often.
+const DEAF: Duration = Duration::from_secs(1);
+
+/// What is known of a kubelet's life.
+#[derive(Clone, Copy, Debug)]
+pub struct Word<'a> {
+    pub lease: Option<&'a Lease>,
+    /// Since when every renewal would have been heard of; `None` while the API server does not answer.
+    pub listening: Option<Timestamp>,
+}
+
+/// Decides about one node from its kubelet's word and the pods on it.
+pub fn reconcile(node: &Node, word: Word<'_>, all_pods: &[Arc<Pod>], now: Timestamp) -> Outcome {
     let mut outcome = Outcome::default();
     if meta::is_terminating(&node.metadata) {
         return outcome;
     }
-    let expiry = expiry(node, lease);
+    let Some(listening) = word.listening else {
+        // An API server that was away says nothing about the nodes.
+        outcome.again_in(DEAF);
+        return outcome;
+    };
+    let expiry = expiry(node, word.lease, listening);
     let health = health(node, meta::time_until(expiry, now).is_some());
     if health == Health::Unknown {
         outcome.effects.extend(declare_unknown(node, now));
@@ -74,12 +91,15 @@ fn ready(node: &Node) -> Option<&NodeCondition> {
     node.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == "Ready")
 }
 
-/// When the node counts as lost unless its kubelet is heard of. A new node has as long to say its first word.
-fn expiry(node: &Node, lease: Option<&Lease>) -> Timestamp {
+/// When the node counts as lost unless its kubelet is heard of. A new node has as long to say its first word, and
+/// every node that was not known to be lost has as long after a time when nobody could have heard of it.
+fn expiry(node: &Node, lease: Option<&Lease>, listening: Timestamp) -> Timestamp {
     let spec = lease.and_then(|lease| lease.spec.as_ref());
     let renewed = spec.and_then(|spec| spec.renew_time.as_ref()).map(|time| time.0);
     let seconds = spec.and_then(|spec| spec.lease_duration_seconds).unwrap_or(LEASE_SECONDS);
-    renewed.unwrap_or_else(|| meta::created(&node.metadata)) + meta::seconds(seconds)
+    let last = renewed.unwrap_or_else(|| meta::created(&node.metadata));
+    let lost = ready(node).is_some_and(|condition| condition.status == "Unknown");
+    (if lost { last } else { last.max(listening) }) + meta::seconds(seconds)
 }
 
 fn declare_unknown(node: &Node, now: Timestamp) -> Vec<Effect> {
@@ -210,7 +230,6 @@ mod tests {
     use super::*;
     use crate::controllers::testing::{merge, now, parse, pod};
     use serde_json::Value;
-    use std::time::Duration;
 
     fn node(ready: &str, more: Value) -> Node {
         let mut object = json!({"metadata": {"name": "node1", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {},
@@ -224,6 +243,11 @@ mod tests {
         parse(
             json!({"metadata": {"name": "node1"}, "spec": {"leaseDurationSeconds": 40, "renewTime": renewed}}),
         )
+    }
+
+    /// Nothing was missed.
+    fn word(lease: Option<&Lease>) -> Word<'_> {
+        Word { lease, listening: Some(now() - meta::seconds(1000)) }
     }
 
     fn resident(more: Value) -> Arc<Pod> {
@@ -248,13 +272,15 @@ mod tests {
 
     #[test]
     fn a_healthy_node_is_left_alone_until_its_lease_would_end() {
-        let outcome = reconcile(&node("True", json!({})), Some(&lease(15)), &[resident(json!({}))], now());
+        let outcome =
+            reconcile(&node("True", json!({})), word(Some(&lease(15))), &[resident(json!({}))], now());
         assert_eq!(outcome, Outcome { effects: vec![], recheck: Some(Duration::from_secs(25)) });
     }
 
     #[test]
     fn a_silent_node_is_unknown_tainted_and_its_pods_unready() {
-        let outcome = reconcile(&node("True", json!({})), Some(&lease(40)), &[resident(json!({}))], now());
+        let outcome =
+            reconcile(&node("True", json!({})), word(Some(&lease(40))), &[resident(json!({}))], now());
         let statuses: Vec<(Kind, &Value)> = outcome
             .effects
             .iter()
@@ -276,13 +302,19 @@ mod tests {
     #[test]
     fn taints_go_when_the_node_is_back_and_those_of_others_stay() {
         let tainted = json!({"spec": {"taints": [{"key": UNREACHABLE, "effect": "NoExecute"}, {"key": "gpu", "effect": "NoSchedule"}]}});
-        let outcome = reconcile(&node("True", tainted), Some(&lease(0)), &[], now());
+        let outcome = reconcile(&node("True", tainted), word(Some(&lease(0))), &[], now());
         assert_eq!(taint_keys(&outcome).unwrap(), ["gpu:NoSchedule"]);
-        let cordoned =
-            reconcile(&node("True", json!({"spec": {"unschedulable": true}})), Some(&lease(0)), &[], now());
+        let cordoned = reconcile(
+            &node("True", json!({"spec": {"unschedulable": true}})),
+            word(Some(&lease(0))),
+            &[],
+            now(),
+        );
         assert_eq!(taint_keys(&cordoned).unwrap(), [format!("{UNSCHEDULABLE}:NoSchedule")]);
         assert_eq!(
-            taint_keys(&reconcile(&node("False", json!({})), Some(&lease(0)), &[], now())).unwrap().len(),
+            taint_keys(&reconcile(&node("False", json!({})), word(Some(&lease(0))), &[], now()))
+                .unwrap()
+                .len(),
             2
         );
     }
@@ -297,7 +329,7 @@ mod tests {
         );
         let with = |toleration: Value| {
             let pod = resident(json!({"spec": {"tolerations": [toleration]}, "status": {"conditions": []}}));
-            let outcome = reconcile(&tainted, Some(&lease(0)), &[pod], now());
+            let outcome = reconcile(&tainted, word(Some(&lease(0))), &[pod], now());
             let leaves = outcome.effects.iter().any(|effect| matches!(effect, Effect::Delete { .. }));
             (leaves, outcome.recheck.map(|recheck| recheck.as_secs()))
         };
@@ -313,9 +345,24 @@ mod tests {
     }
 
     #[test]
+    fn an_api_server_that_was_away_is_no_reason_to_give_up_its_nodes() {
+        let old = lease(600);
+        let deaf = Word { lease: Some(&old), listening: None };
+        let outcome = reconcile(&node("True", json!({})), deaf, &[resident(json!({}))], now());
+        assert_eq!(outcome, Outcome { effects: vec![], recheck: Some(DEAF) });
+        let back = Word { lease: Some(&old), listening: Some(now() - meta::seconds(10)) };
+        let outcome = reconcile(&node("True", json!({})), back, &[resident(json!({}))], now());
+        assert_eq!(outcome, Outcome { effects: vec![], recheck: Some(Duration::from_secs(30)) });
+        let tainted = json!({"spec": {"taints": [
+            {"key": UNREACHABLE, "effect": "NoSchedule"}, {"key": UNREACHABLE, "effect": "NoExecute"}]}});
+        let lost = reconcile(&node("Unknown", tainted), back, &[], now());
+        assert_eq!(lost.effects, vec![], "a node known to be lost stays so until it is heard of");
+    }
+
+    #[test]
     fn a_new_node_has_time_to_say_its_first_word() {
         let created = (now() - meta::seconds(10)).to_string();
         let fresh = node("True", json!({"metadata": {"creationTimestamp": created}}));
-        assert_eq!(reconcile(&fresh, None, &[], now()).recheck, Some(Duration::from_secs(30)));
+        assert_eq!(reconcile(&fresh, word(None), &[], now()).recheck, Some(Duration::from_secs(30)));
     }
 }

@@ -1,4 +1,4 @@
-//! The first objects of a fresh cluster: our namespace and the rights our processes run under.
+//! The first objects of a fresh cluster: our namespace, our kinds and the rights our processes run under.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +11,8 @@ use super::error::Error;
 
 /// What our processes may do in any cluster.
 const RIGHTS: &str = include_str!("../../../deploy/rbac.yaml");
+/// The kinds of our own.
+const KINDS: &str = include_str!("../../../deploy/crds/addresspools.yaml");
 /// What stands in for a control plane's own rights in the lab.
 const LAB_RIGHTS: &str = include_str!("../../manifests/rbac.yaml");
 
@@ -39,13 +41,30 @@ pub async fn wait_ready(client: &Client) {
 
 /// Creates the objects that are not there yet.
 pub async fn create(fabric: &str, client: &Client) -> Result<(), Error> {
-    for (what, text) in [("deploy/rbac.yaml", RIGHTS), ("lab/manifests/rbac.yaml", LAB_RIGHTS)] {
+    for (what, text) in [
+        ("deploy/rbac.yaml", RIGHTS),
+        ("deploy/crds/addresspools.yaml", KINDS),
+        ("lab/manifests/rbac.yaml", LAB_RIGHTS),
+    ] {
         let objects = parse(text).map_err(|why| Error::Manifest { name: fabric.to_owned(), what, why })?;
         for object in objects {
             create_object(fabric, client, object).await?;
         }
     }
+    wait_served(client, "/apis/weft.dev/v1alpha1/addresspools").await;
     Ok(())
+}
+
+/// A kind is defined before it is served; manifests that use it may follow at once.
+async fn wait_served(client: &Client, list: &str) {
+    loop {
+        let request = http::Request::get(list).body(Vec::new()).expect("a literal request");
+        match client.request_text(request).await {
+            Ok(_) => return,
+            Err(e) => tracing::debug!("{list} is not served: {e}"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 fn parse(text: &str) -> Result<Vec<DynamicObject>, String> {
@@ -87,7 +106,7 @@ mod tests {
     #[test]
     fn the_shipped_manifests_parse_and_every_binding_has_its_role_and_account() {
         let objects: Vec<DynamicObject> =
-            [RIGHTS, LAB_RIGHTS].into_iter().flat_map(|text| parse(text).unwrap()).collect();
+            [RIGHTS, KINDS, LAB_RIGHTS].into_iter().flat_map(|text| parse(text).unwrap()).collect();
         let names = |kind: &str| -> Vec<String> {
             let of_kind = |o: &&DynamicObject| o.types.as_ref().unwrap().kind == kind;
             objects.iter().filter(of_kind).map(describe).collect()

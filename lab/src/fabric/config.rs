@@ -1,7 +1,9 @@
 //! The configuration files of the fabric's processes: one JSON document each, read with `--config FILE`.
 //! The kubelet's is `kubelet::Config`; the controllers' is `controllers::Config`.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -26,6 +28,9 @@ pub struct ApiserverConfig {
     pub service_account_key: PathBuf,
     pub service_account_public_key: PathBuf,
     pub service_cidrs: Vec<IpNet>,
+    /// The first and last node port; the API server's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_ports: Option<RangeInclusive<u16>>,
     /// Backends of the service `default/kubernetes`: the nodes' own listeners.
     pub advertise: Vec<SocketAddr>,
     pub cluster_domain: String,
@@ -112,6 +117,11 @@ pub struct KubeletConfig {
     pub node_ips: Vec<IpAddr>,
     pub dns_ips: Vec<IpAddr>,
     pub cluster_domain: String,
+    /// More labels for the node: its zone and region.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// How long the node counts as alive after it was last heard of.
+    pub lease_seconds: u32,
 }
 
 /// Everything the files are made from.
@@ -150,6 +160,7 @@ impl Inputs<'_> {
             service_account_key: pki("sa.key"),
             service_account_public_key: pki("sa.pub"),
             service_cidrs: self.spec.services.of(self.spec.families),
+            node_ports: None,
             advertise,
             cluster_domain: self.spec.cluster_domain.clone(),
             kubelet_socket: self.paths.node_file("{node}", "kubelet.sock").display().to_string(),
@@ -210,6 +221,8 @@ impl Inputs<'_> {
             node_ips: ips(node),
             dns_ips: self.spec.dns_addresses(),
             cluster_domain: self.spec.cluster_domain.clone(),
+            labels: node.labels.clone(),
+            lease_seconds: self.spec.node_grace_seconds,
         }
     }
 

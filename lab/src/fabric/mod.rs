@@ -29,8 +29,8 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use error::{Error, Reasons};
-pub use process::Program;
-pub use spec::{Cidrs, Families, NodeMask, Routing, Spec};
+pub use process::{Program, enter};
+pub use spec::{Cidrs, Families, NodeMask, OutsideMachine, Routing, Spec};
 
 use config::Inputs;
 use paths::{Paths, UNDERLAY};
@@ -67,6 +67,9 @@ pub struct Record {
     pub spec: Spec,
     pub api_port: u16,
     pub created: jiff::Timestamp,
+    /// The machines beside the nodes, for whoever wants to be a client on the local network.
+    #[serde(default)]
+    pub outside: Vec<OutsideMachine>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +173,8 @@ impl Fabric {
         let signals = Signals::new().map_err(failed(&name, "listen for signals"))?;
         let api_port = choose_port(spec.api_port).map_err(|e| Error::Machine(Reasons(vec![e])))?;
         claim(&paths, &name)?;
-        let record = Record { spec, api_port, created: jiff::Timestamp::now() };
+        let outside = spec.outside_machines();
+        let record = Record { spec, api_port, created: jiff::Timestamp::now(), outside };
         let (made_record, made_paths, made_report) = (record.clone(), paths.clone(), report.clone());
         let made = tokio::task::spawn_blocking(move || make(&made_record, &made_paths, &*made_report));
         match made.await.unwrap_or_else(|e| Err(failed(&name, "set it up")(io::Error::other(e)))) {
@@ -328,7 +332,7 @@ fn make(record: &Record, paths: &Paths, report: &Report) -> Result<Made, Error> 
         .map_err(|source| Error::Credentials { name: spec.name.clone(), source })?;
     mounts::mount_bpffs(&paths.bpffs()).map_err(cannot("mount a bpf file system"))?;
     let cgroup = make_cgroups(paths, &nodes).map_err(cannot("make its cgroups"))?;
-    weave_network(spec, paths, &nodes)?;
+    weave_network(spec, paths, &nodes, &record.outside)?;
     let inputs = Inputs { spec, paths, nodes: &nodes, api_port: record.api_port, cgroup: &cgroup, exe: &exe };
     write_configs(&inputs).map_err(cannot("write its configuration"))?;
     step.end();
@@ -365,7 +369,12 @@ fn make_cgroups(paths: &Paths, nodes: &[NodeAddresses]) -> io::Result<PathBuf> {
     Ok(root)
 }
 
-fn weave_network(spec: &Spec, paths: &Paths, nodes: &[NodeAddresses]) -> Result<(), Error> {
+fn weave_network(
+    spec: &Spec,
+    paths: &Paths,
+    nodes: &[NodeAddresses],
+    outside: &[OutsideMachine],
+) -> Result<(), Error> {
     let cannot = |what: String| move |source| Error::Weave { name: spec.name.clone(), what, source };
     let underlay = paths.netns(UNDERLAY);
     let bridge = spec.bridge_addresses();
@@ -379,6 +388,12 @@ fn weave_network(spec: &Spec, paths: &Paths, nodes: &[NodeAddresses]) -> Result<
         netns::create(&netns)
             .and_then(|()| network::weave_node(&underlay, &netns, node, &bridge, spec.mtu))
             .map_err(cannot(format!("weave {}", node.name)))?;
+    }
+    for machine in outside {
+        let netns = paths.netns(&machine.name);
+        netns::create(&netns)
+            .and_then(|()| network::weave_outside(&underlay, &netns, machine, spec.mtu))
+            .map_err(cannot(format!("weave {}", machine.name)))?;
     }
     Ok(())
 }

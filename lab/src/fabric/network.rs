@@ -1,4 +1,4 @@
-//! The fabric's wires: the underlay with its bridge, and each node's uplink, addresses, routes and sysctls.
+//! The fabric's wires: the underlay with its bridge, and each machine's uplink, addresses, routes and sysctls.
 //! Pods' links are the agent's.
 
 use std::fs::File;
@@ -14,9 +14,9 @@ use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::netns;
-use super::spec::NodeAddresses;
+use super::spec::{NodeAddresses, OutsideMachine};
 
-/// The device that joins a node to the others, in every node.
+/// The device that joins a machine to the others, in every node and outside machine.
 pub const UPLINK: &str = "eth0";
 const BRIDGE: &str = "br0";
 
@@ -34,6 +34,19 @@ const NODE_SYSCTLS: [(&str, &str); 11] = [
     ("net/ipv4/conf/all/send_redirects", "0"),
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
+];
+
+/// An ordinary host: it passes nothing on.
+const HOST_SYSCTLS: [(&str, &str); 9] = [
+    ("net/ipv6/conf/all/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/default/dad_transmits", "0"),
+    ("net/ipv6/conf/all/accept_ra", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv6/conf/all/accept_redirects", "0"),
+    ("net/ipv4/ip_forward", "0"),
+    ("net/ipv6/conf/all/forwarding", "0"),
 ];
 
 /// Bridged frames must not take a detour through the packet filter. Missing without that kernel module.
@@ -73,22 +86,9 @@ pub fn weave_node(
     mtu: u32,
 ) -> io::Result<()> {
     netns::within(netns, || sysctls(&NODE_SYSCTLS))?;
-    let target = File::open(netns)?;
-    netns::within(underlay, || {
-        with_netlink(async |handle| {
-            let bridge = index(&handle, BRIDGE).await?;
-            let port = bridge_port(&node.name, &target, bridge, mtu);
-            handle.link().add(port).execute().await.map_err(failed("add the node's link"))
-        })?;
-        // The port is a wire, not a host: it needs no address of its own.
-        sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", node.name), "1")
-    })?;
+    join(underlay, netns, &node.name, &node.addresses, mtu)?;
     netns::within(netns, || {
         with_netlink(async |handle| {
-            up(&handle, "lo").await?;
-            up(&handle, UPLINK).await?;
-            let uplink = index(&handle, UPLINK).await?;
-            add_addresses(&handle, uplink, &node.addresses).await?;
             for gateway in gateways {
                 handle
                     .route()
@@ -102,12 +102,40 @@ pub fn weave_node(
     })
 }
 
-/// A veth pair with one end on the bridge and the other, already named, inside the node.
-fn bridge_port(name: &str, node: &File, bridge: u32, mtu: u32) -> LinkMessage {
+/// Joins an outside machine to the underlay. It has no way out: a machine on the local network and no more.
+pub fn weave_outside(underlay: &Path, netns: &Path, machine: &OutsideMachine, mtu: u32) -> io::Result<()> {
+    netns::within(netns, || sysctls(&HOST_SYSCTLS))?;
+    join(underlay, netns, &machine.name, &machine.addresses, mtu)
+}
+
+/// A port on the bridge and, inside the machine, the uplink with its addresses.
+fn join(underlay: &Path, netns: &Path, name: &str, addresses: &[IpNet], mtu: u32) -> io::Result<()> {
+    let target = File::open(netns)?;
+    netns::within(underlay, || {
+        with_netlink(async |handle| {
+            let bridge = index(&handle, BRIDGE).await?;
+            let port = bridge_port(name, &target, bridge, mtu);
+            handle.link().add(port).execute().await.map_err(failed("add the machine's link"))
+        })?;
+        // The port is a wire, not a host: it needs no address of its own.
+        sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1")
+    })?;
+    netns::within(netns, || {
+        with_netlink(async |handle| {
+            up(&handle, "lo").await?;
+            up(&handle, UPLINK).await?;
+            let uplink = index(&handle, UPLINK).await?;
+            add_addresses(&handle, uplink, addresses).await
+        })
+    })
+}
+
+/// A veth pair with one end on the bridge and the other, already named, inside the machine.
+fn bridge_port(name: &str, machine: &File, bridge: u32, mtu: u32) -> LinkMessage {
     let mut peer = LinkMessageBuilder::<LinkUnspec>::default()
         .name(UPLINK.to_owned())
         .mtu(mtu)
-        .setns_by_fd(node.as_raw_fd())
+        .setns_by_fd(machine.as_raw_fd())
         .build();
     // A peer description carries attributes only; its header must stay empty.
     peer.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::LinkInfo(_)));

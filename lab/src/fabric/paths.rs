@@ -108,10 +108,10 @@ impl Paths {
     /// Whether a namespace name is this fabric's: `weft-a-node1` is not that of a fabric named `a-node1`.
     pub fn owns_netns(&self, name: &str) -> bool {
         let Some(node) = name.strip_prefix(&format!("weft-{}-", self.name)) else { return false };
-        node == UNDERLAY
-            || node
-                .strip_prefix("node")
-                .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        let numbered = |prefix: &str| {
+            node.strip_prefix(prefix).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        };
+        node == UNDERLAY || numbered("node") || numbered("outside")
     }
 
     pub fn cgroup(&self, mount: &Path) -> PathBuf {
@@ -128,8 +128,17 @@ mod tests {
         let paths = Paths::new("a", Path::new("/run/weft"), Path::new("/run/netns"));
         assert!(paths.owns_netns("weft-a-node12"));
         assert!(paths.owns_netns("weft-a-underlay"));
-        for other in ["weft-a-b-node1", "weft-a-node", "weft-a-node1x", "weft-ab-node1", "a-node1", "weft-a-"]
-        {
+        assert!(paths.owns_netns("weft-a-outside1"));
+        for other in [
+            "weft-a-b-node1",
+            "weft-a-outside",
+            "weft-a-outside1-node1",
+            "weft-a-node",
+            "weft-a-node1x",
+            "weft-ab-node1",
+            "a-node1",
+            "weft-a-",
+        ] {
             assert!(!paths.owns_netns(other), "{other}");
         }
     }

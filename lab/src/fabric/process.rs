@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -27,8 +28,6 @@ impl Program {
     /// Starts it. It outlives this process: that is what lets a killed supervisor leave a working fabric.
     pub fn start(&self) -> io::Result<Child> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let members = OpenOptions::new().write(true).open(self.cgroup.join("cgroup.procs"))?;
-        let netns = self.netns.as_deref().map(File::open).transpose()?;
         let mut command = Command::new(&self.exe);
         command
             .args(&self.args)
@@ -37,21 +36,34 @@ impl Program {
             .stderr(log)
             // A group of its own: a Ctrl-C at the terminal is for the supervisor, which ends the rest in order.
             .process_group(0);
-        let enter = move || {
-            if unsafe { libc::write(members.as_raw_fd(), b"0".as_ptr().cast(), 1) } != 1 {
-                return Err(io::Error::last_os_error());
-            }
-            match &netns {
-                Some(netns) if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } != 0 => {
-                    Err(io::Error::last_os_error())
-                }
-                _ => Ok(()),
-            }
-        };
-        // SAFETY: between fork and exec only write(2) and setns(2) on already open descriptors are called.
-        unsafe { command.pre_exec(enter) };
+        enter(command.as_std_mut(), self.netns.as_deref(), Some(&self.cgroup))?;
         command.spawn()
     }
+}
+
+/// Has a command start inside a network namespace and a cgroup.
+pub fn enter(
+    command: &mut std::process::Command,
+    netns: Option<&Path>,
+    cgroup: Option<&Path>,
+) -> io::Result<()> {
+    let members = |cgroup: &Path| OpenOptions::new().write(true).open(cgroup.join("cgroup.procs"));
+    let members = cgroup.map(members).transpose()?;
+    let netns = netns.map(File::open).transpose()?;
+    let enter = move || {
+        let joined = members
+            .as_ref()
+            .is_none_or(|members| unsafe { libc::write(members.as_raw_fd(), b"0".as_ptr().cast(), 1) } == 1);
+        let inside = || {
+            netns
+                .as_ref()
+                .is_none_or(|netns| unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } == 0)
+        };
+        if joined && inside() { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec only write(2) and setns(2) on already open descriptors are called.
+    unsafe { command.pre_exec(enter) };
+    Ok(())
 }
 
 /// A process that cannot be mistaken for a later one with the same pid.

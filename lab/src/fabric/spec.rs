@@ -1,6 +1,7 @@
 //! What a fabric should be, and whether that is possible: pure validation of names, counts and ranges.
 //! Not here: whether this machine can run it (`preflight`) and where its files are (`paths`).
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
@@ -9,6 +10,13 @@ use serde::{Deserialize, Serialize};
 
 /// First node's host number in the node ranges; those below are the underlay's own.
 const FIRST_NODE_HOST: u32 = 11;
+/// First outside machine's host number; the bridge is 1.
+const FIRST_OUTSIDE_HOST: u32 = 2;
+const MOST_OUTSIDE: u16 = 9;
+/// How long a node may be silent: long enough for a busy machine, short enough for a stopped cluster to be noticed.
+const NODE_GRACE: std::ops::RangeInclusive<u32> = 2..=600;
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+pub const REGION_LABEL: &str = "topology.kubernetes.io/region";
 const DNS_HOST: u32 = 10;
 const MAX_NAME: usize = 20;
 /// `sun_path` holds 108 bytes with the closing zero.
@@ -81,6 +89,14 @@ pub struct Spec {
     pub mtu: u32,
     /// Resolvers asked for names outside the cluster; empty means the machine's own.
     pub upstreams: Vec<String>,
+    /// Zones the nodes are spread over in turn; without any, nodes have neither zone nor region.
+    pub zones: Vec<String>,
+    /// The region all zones are in.
+    pub region: String,
+    /// Machines on the nodes' network that are no nodes.
+    pub outside: u16,
+    /// How many seconds a node may be silent before its pods count as not ready.
+    pub node_grace_seconds: u32,
     /// Where all fabrics keep their state.
     pub state_root: PathBuf,
     /// Where the named network namespaces are bound.
@@ -104,6 +120,10 @@ impl Default for Spec {
             api_port: 0,
             mtu: 1500,
             upstreams: Vec::new(),
+            zones: Vec::new(),
+            region: "lab".to_owned(),
+            outside: 0,
+            node_grace_seconds: 4,
             state_root: PathBuf::from("/run/weft"),
             netns_root: PathBuf::from("/run/netns"),
             exe: None,
@@ -164,11 +184,33 @@ pub enum SpecError {
     StateRoot { path: PathBuf, length: usize },
     #[error("upstreams: {given:?} is not an address or address:port of a resolver")]
     Upstream { given: String },
+    #[error(
+        "{field}: {given:?} cannot be a label's value; use up to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+    )]
+    Topology { field: &'static str, given: String },
+    #[error(
+        "outside: {outside} machines are more than the {MOST_OUTSIDE} there are addresses for; give fewer"
+    )]
+    Outside { outside: u16 },
+    #[error(
+        "node grace: {seconds} s is not usable; give {least} to {most} s", least = NODE_GRACE.start(), most = NODE_GRACE.end()
+    )]
+    NodeGrace { seconds: u32 },
 }
 
 /// A node as the fabric lays it out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeAddresses {
+    pub name: String,
+    /// One address per family in use, IPv4 first, each with the range's prefix length.
+    pub addresses: Vec<IpNet>,
+    /// Where the node is: its zone and region, if there are any.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A machine on the nodes' network that is no node: it reaches what is on that network and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsideMachine {
     pub name: String,
     /// One address per family in use, IPv4 first, each with the range's prefix length.
     pub addresses: Vec<IpNet>,
@@ -185,6 +227,7 @@ impl Spec {
         found.extend(self.range_problems());
         found.extend(self.capacity_problems());
         found.extend(self.service_problems());
+        found.extend(self.topology_problems());
         found.extend(self.other_problems());
         found
     }
@@ -195,8 +238,27 @@ impl Spec {
             .map(|index| NodeAddresses {
                 name: format!("node{}", index + 1),
                 addresses: self.underlay_addresses(FIRST_NODE_HOST + index),
+                labels: self.topology(index as usize),
             })
             .collect()
+    }
+
+    /// The outside machines with their addresses on the underlay. Call only when there are no `problems`.
+    pub fn outside_machines(&self) -> Vec<OutsideMachine> {
+        (0..u32::from(self.outside))
+            .map(|index| OutsideMachine {
+                name: format!("outside{}", index + 1),
+                addresses: self.underlay_addresses(FIRST_OUTSIDE_HOST + index),
+            })
+            .collect()
+    }
+
+    fn topology(&self, index: usize) -> BTreeMap<String, String> {
+        let Some(zone) = self.zones.get(index % self.zones.len().max(1)) else { return BTreeMap::new() };
+        BTreeMap::from([
+            (ZONE_LABEL.to_owned(), zone.clone()),
+            (REGION_LABEL.to_owned(), self.region.clone()),
+        ])
     }
 
     /// The bridge's addresses: the nodes' default gateway and the world outside.
@@ -299,6 +361,22 @@ impl Spec {
         self.services.of(self.families).into_iter().filter_map(problem).collect()
     }
 
+    fn topology_problems(&self) -> Vec<SpecError> {
+        let zones = self.zones.iter().map(|zone| ("zones", zone));
+        let named = zones.chain([("region", &self.region)]);
+        let mut found: Vec<SpecError> = named
+            .filter(|(_, given)| !is_label_value(given))
+            .map(|(field, given)| SpecError::Topology { field, given: given.clone() })
+            .collect();
+        if self.outside > MOST_OUTSIDE {
+            found.push(SpecError::Outside { outside: self.outside });
+        }
+        if !NODE_GRACE.contains(&self.node_grace_seconds) {
+            found.push(SpecError::NodeGrace { seconds: self.node_grace_seconds });
+        }
+        found
+    }
+
     fn other_problems(&self) -> Vec<SpecError> {
         let mut found = Vec::new();
         // IPv6 needs 1280 inside whatever wraps it.
@@ -374,6 +452,14 @@ fn nth(range: IpNet, host: u32) -> IpAddr {
         IpNet::V4(v4) => Ipv4Addr::from_bits(v4.network().to_bits() | host).into(),
         IpNet::V6(v6) => Ipv6Addr::from_bits(v6.network().to_bits() | u128::from(host)).into(),
     }
+}
+
+fn is_label_value(value: &str) -> bool {
+    let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    value.len() <= 63
+        && end(value.chars().next())
+        && end(value.chars().next_back())
+        && value.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
 fn is_domain(domain: &str) -> bool {
@@ -490,6 +576,33 @@ mod tests {
         assert_eq!(vxlan.pod_mtu(), 1450);
         assert_eq!(Spec { families: Families::Ipv6, ..vxlan }.pod_mtu(), 1430);
         assert_eq!(Spec::default().pod_mtu(), 1500);
+    }
+
+    #[test]
+    fn nodes_take_turns_with_the_zones_and_have_none_without() {
+        assert!(Spec::default().node_addresses().iter().all(|node| node.labels.is_empty()));
+        let spec = Spec { zones: vec!["a".into(), "b".into()], region: "r".into(), ..Spec::default() };
+        let zones: Vec<String> = spec.node_addresses().iter().map(|n| n.labels[ZONE_LABEL].clone()).collect();
+        assert_eq!(zones, ["a", "b", "a"]);
+        assert_eq!(spec.node_addresses()[2].labels[REGION_LABEL], "r");
+        let found = with(|spec| spec.zones = vec!["ok".into(), "-no".into(), String::new()]);
+        assert_eq!(found.len(), 2, "{found:?}");
+        let found = with(|spec| spec.region = "a b".into());
+        assert!(matches!(found[..], [SpecError::Topology { field: "region", .. }]), "{found:?}");
+    }
+
+    #[test]
+    fn outside_machines_stay_below_the_nodes() {
+        let spec = Spec { outside: 9, ..Spec::default() };
+        assert_eq!(spec.problems(), []);
+        let last = spec.outside_machines().pop().unwrap();
+        let text: Vec<String> = last.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            (last.name.as_str(), text),
+            ("outside9", vec!["172.30.0.10/24".into(), "fd00:172:30::a/64".into()])
+        );
+        assert_eq!(with(|spec| spec.outside = 10), [SpecError::Outside { outside: 10 }]);
+        assert_eq!(with(|spec| spec.node_grace_seconds = 1), [SpecError::NodeGrace { seconds: 1 }]);
     }
 
     #[test]

@@ -79,6 +79,8 @@ pub struct Config {
     pub capacity: Option<Capacity>,
     /// More labels for the node.
     pub labels: BTreeMap<String, String>,
+    /// How long the node counts as alive after it was last heard of.
+    pub lease_seconds: u32,
 }
 
 /// What a node can take.
@@ -116,6 +118,7 @@ pub async fn run(config: Config) -> Result<(), KubeletError> {
         ips: config.node_ips.clone(),
         capacity: config.capacity.clone().unwrap_or_else(Capacity::of_machine),
         labels: config.labels.clone(),
+        lease_seconds: config.lease_seconds,
     };
     let cni = Cni { conf: config.cni_conf.clone(), weft: config.cni_plugin.clone() };
     let shared = Arc::new(share(&config, client, cni.clone(), &facts));

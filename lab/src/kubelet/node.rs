@@ -19,8 +19,8 @@ use super::cni::Cni;
 use super::events::Severity;
 use super::shared::Shared;
 
-const LEASE_SECONDS: i32 = 40;
-const RENEWAL: Duration = Duration::from_secs(10);
+/// A lease is renewed this often before it runs out.
+const RENEWALS: u32 = 4;
 /// The network is asked this often once it is ready, and oftener until then.
 const NETWORK_CHECK: Duration = Duration::from_secs(5);
 const EAGER_NETWORK_CHECK: Duration = Duration::from_millis(100);
@@ -34,6 +34,7 @@ pub struct NodeFacts {
     pub ips: Vec<IpAddr>,
     pub capacity: Capacity,
     pub labels: BTreeMap<String, String>,
+    pub lease_seconds: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,15 +109,16 @@ fn labels(facts: &NodeFacts) -> BTreeMap<String, String> {
 async fn keep_lease(shared: &Shared, nodes: &Api<Node>, facts: &NodeFacts) {
     let api = Api::<Lease>::namespaced(shared.client.clone(), "kube-node-lease");
     loop {
-        persist("renew the node's lease", || renew(&api, nodes, &facts.name)).await;
-        tokio::time::sleep(RENEWAL).await;
+        persist("renew the node's lease", || renew(&api, nodes, facts)).await;
+        tokio::time::sleep(Duration::from_secs(facts.lease_seconds.into()) / RENEWALS).await;
     }
 }
 
-async fn renew(api: &Api<Lease>, nodes: &Api<Node>, name: &str) -> Result<(), kube::Error> {
+async fn renew(api: &Api<Lease>, nodes: &Api<Node>, facts: &NodeFacts) -> Result<(), kube::Error> {
+    let (name, seconds) = (facts.name.as_str(), i32::try_from(facts.lease_seconds).unwrap_or(i32::MAX));
     let renewal = json!({"spec": {
         "holderIdentity": name,
-        "leaseDurationSeconds": LEASE_SECONDS,
+        "leaseDurationSeconds": seconds,
         "renewTime": MicroTime(Timestamp::now()),
     }});
     match api.patch(name, &PatchParams::default(), &Patch::Merge(&renewal)).await {
@@ -139,7 +141,7 @@ async fn renew(api: &Api<Lease>, nodes: &Api<Node>, name: &str) -> Result<(), ku
         },
         spec: Some(LeaseSpec {
             holder_identity: Some(name.to_owned()),
-            lease_duration_seconds: Some(LEASE_SECONDS),
+            lease_duration_seconds: Some(seconds),
             renew_time: Some(MicroTime(Timestamp::now())),
             ..LeaseSpec::default()
         }),
@@ -341,6 +343,7 @@ mod tests {
             ips: vec!["172.30.0.11".parse().unwrap(), "fd00:172:30::11".parse().unwrap()],
             capacity: Capacity::of_machine(),
             labels: BTreeMap::new(),
+            lease_seconds: 40,
         }
     }
 

@@ -268,6 +268,7 @@ pub fn kubelet_process(dir: &Path) -> ExitCode {
         node_ips: vec![NODE_IP.parse().expect("an address")],
         capacity: None,
         labels: BTreeMap::new(),
+        lease_seconds: 40,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     match runtime.block_on(weft_lab::kubelet::run(config)) {

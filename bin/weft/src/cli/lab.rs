@@ -1,8 +1,9 @@
 //! The lab's own processes: settings read, then handed to `weft-lab`.
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use weft_lab::fabric::config::KubeletConfig;
@@ -15,19 +16,39 @@ use crate::fabrics::{Fabric, read_json};
 pub struct ExecArgs {
     #[command(flatten)]
     target: crate::Target,
-    /// NAMESPACE/NAME
-    pod: String,
+    /// A pod (NAMESPACE/NAME), a node or an outside machine (its name)
+    place: String,
     #[arg(last = true, required = true)]
     command: Vec<String>,
 }
 
-pub async fn exec(args: ExecArgs) -> Result<()> {
-    let Some((namespace, name)) = args.pod.split_once('/') else {
-        bail!("{:?} names no pod; give NAMESPACE/NAME", args.pod);
+pub async fn exec(args: ExecArgs) -> Result<ExitCode> {
+    let fabric = Fabric::find(&args.target.name)?;
+    let Some((namespace, name)) = args.place.split_once('/') else {
+        return exec_on_machine(&fabric, &args.place, &args.command);
     };
-    let client = Fabric::find(&args.target.name)?.client().await?;
+    let client = fabric.client().await?;
     let out = super::exec::exec(&client, &PodKey::new(namespace, name), &args.command, Vec::new()).await?;
-    Ok(std::io::stdout().lock().write_all(&out)?)
+    std::io::stdout().lock().write_all(&out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a program on a node, where it is served as the node's own processes are, or on an outside machine.
+fn exec_on_machine(fabric: &Fabric, machine: &str, command: &[String]) -> Result<ExitCode> {
+    let (program, args) = command.split_first().context("no command")?;
+    let Some((netns, cgroup)) = fabric.machine(machine)? else {
+        bail!("{machine:?} is neither a pod (NAMESPACE/NAME) nor a node or outside machine of this cluster");
+    };
+    let mut command = std::process::Command::new(program);
+    command.args(args);
+    if let Some(cgroup) = &cgroup {
+        std::fs::create_dir_all(cgroup).with_context(|| format!("cannot make {}", cgroup.display()))?;
+    }
+    weft_lab::fabric::enter(&mut command, Some(&netns), cgroup.as_deref())
+        .with_context(|| format!("cannot enter {machine}"))?;
+    let status = command.status().with_context(|| format!("cannot run {program} on {machine}"))?;
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
 pub async fn kubelet(config: &Path) -> Result<()> {
@@ -47,7 +68,8 @@ pub async fn kubelet(config: &Path) -> Result<()> {
         cluster_domain: config.cluster_domain,
         node_ips: config.node_ips,
         capacity: None,
-        labels: BTreeMap::new(),
+        labels: config.labels,
+        lease_seconds: config.lease_seconds,
     };
     tokio::select! {
         result = weft_lab::kubelet::run(kubelet) => Ok(result?),

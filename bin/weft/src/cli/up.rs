@@ -61,6 +61,18 @@ pub struct Args {
     /// Resolvers for names outside the cluster, instead of those of /etc/resolv.conf
     #[arg(long, value_name = "ADDRESS")]
     upstream: Vec<IpAddr>,
+    /// Zones to spread the nodes over, in turn
+    #[arg(long, value_name = "ZONE,...", value_delimiter = ',')]
+    zones: Vec<String>,
+    /// The region the zones are in
+    #[arg(long, default_value = "lab")]
+    region: String,
+    /// Machines on the nodes' network that are no nodes, for clients from outside
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    outside: u16,
+    /// How long a node may be silent before its pods count as not ready
+    #[arg(long, default_value_t = 4, value_name = "SECONDS")]
+    node_grace: u32,
     /// How long to wait for the pods to become ready before showing what there is
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     wait: u64,
@@ -101,6 +113,10 @@ impl Args {
             api_port: self.api_port,
             mtu: self.mtu,
             upstreams: self.upstream.iter().map(ToString::to_string).collect(),
+            zones: self.zones.clone(),
+            region: self.region.clone(),
+            outside: self.outside,
+            node_grace_seconds: self.node_grace,
             ..Spec::default()
         };
         let set =

@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt;
+use jiff::Timestamp;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -22,9 +23,17 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + S
 
 type Key = (String, String);
 
+#[derive(Clone, Copy)]
+enum Heard {
+    Something,
+    Failure,
+}
+
 pub struct Cache<K> {
     objects: RwLock<BTreeMap<Key, Arc<K>>>,
     synced: watch::Sender<bool>,
+    /// Since when nothing can have been missed; `None` while the watch is broken.
+    unbroken: RwLock<Option<Timestamp>>,
 }
 
 /// What happened to one object: before and after, of which at least one is there.
@@ -53,7 +62,11 @@ impl<'a, K> Change<'a, K> {
 
 impl<K: Object> Cache<K> {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { objects: RwLock::default(), synced: watch::Sender::new(false) })
+        Arc::new(Self {
+            objects: RwLock::default(),
+            synced: watch::Sender::new(false),
+            unbroken: RwLock::default(),
+        })
     }
 
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
@@ -70,6 +83,11 @@ impl<K: Object> Cache<K> {
         self.read().values().cloned().collect()
     }
 
+    /// Since when every change has been heard of as it happened; `None` while the server does not answer.
+    pub fn unbroken(&self) -> Option<Timestamp> {
+        *self.unbroken.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     /// Returns when everything that existed at the start has been seen.
     pub async fn wait_synced(&self) {
         let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
@@ -81,6 +99,7 @@ impl<K: Object> Cache<K> {
         let mut events = Box::pin(watcher(Api::<K>::all(client), config).backoff(Retry));
         let mut listed: Option<BTreeMap<Key, Arc<K>>> = None;
         while let Some(event) = events.next().await {
+            self.note(if event.is_ok() { Heard::Something } else { Heard::Failure });
             match event {
                 Ok(watcher::Event::Init) => listed = Some(BTreeMap::new()),
                 Ok(watcher::Event::InitApply(object)) => {
@@ -96,6 +115,14 @@ impl<K: Object> Cache<K> {
                 Err(e) => warn!(kind = %K::kind(&()), "watch: {e}"),
             }
         }
+    }
+
+    fn note(&self, heard: Heard) {
+        let mut unbroken = self.unbroken.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *unbroken = match heard {
+            Heard::Something => unbroken.or_else(|| Some(Timestamp::now())),
+            Heard::Failure => None,
+        };
     }
 
     fn put(&self, object: Arc<K>, on_change: &impl Fn(Change<'_, K>)) {

@@ -177,7 +177,8 @@ impl World {
             }
             Kind::Node => {
                 let lease = self.leases.get(nodes::LEASES, name);
-                nodes::reconcile(&*self.nodes.get("", name)?, lease.as_deref(), &self.pods.all(), now)
+                let word = nodes::Word { lease: lease.as_deref(), listening: self.leases.unbroken() };
+                nodes::reconcile(&*self.nodes.get("", name)?, word, &self.pods.all(), now)
             }
             Kind::Service => {
                 let object = self.services.get(namespace, name)?;
