@@ -37,6 +37,7 @@ async fn main() -> anyhow::Result<()> {
         service_account_key: std::fs::read_to_string(pki.join("sa.key"))?,
         service_account_public: std::fs::read_to_string(pki.join("sa.pub"))?,
         service_ranges: vec!["10.96.0.0/16".parse()?, "fd00:10:96::/112".parse()?],
+        node_ports: weft_apiserver::DEFAULT_NODE_PORTS,
         cluster_domain: "cluster.local".into(),
         kubelet_socket: dir.join("nodes/{node}/kubelet.sock").display().to_string(),
         kubernetes_endpoints: vec![listen],

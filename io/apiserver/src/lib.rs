@@ -19,6 +19,7 @@ pub mod tasks;
 pub mod wire;
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub service_account_public: String,
     /// One range per family; the first is the primary family.
     pub service_ranges: Vec<IpNet>,
+    /// Ports that services get on every node.
+    pub node_ports: RangeInclusive<u16>,
     pub cluster_domain: String,
     /// Path of a node's kubelet socket, with `{node}` for its name.
     pub kubelet_socket: String,
@@ -67,6 +70,9 @@ pub struct Config {
 /// How many events of each resource are kept unless configured otherwise.
 pub const DEFAULT_HISTORY: usize = 8192;
 
+/// The node ports of services unless configured otherwise.
+pub const DEFAULT_NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+
 /// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -78,6 +84,8 @@ pub enum Error {
     SigningKey { reason: String },
     #[error("service ranges: {reason}")]
     ServiceRanges { reason: String },
+    #[error("node ports: {reason}")]
+    NodePorts { reason: String },
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error("cannot set up {what}: {reason}")]
@@ -120,6 +128,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
 /// Opens the store, sets up what every cluster has, and starts to serve.
 pub async fn start(config: Config) -> Result<Server, Error> {
     check_ranges(&config.service_ranges)?;
+    check_node_ports(&config.node_ports)?;
     let acceptor = tls(&config.tls_cert, &config.tls_key, &config.client_ca)?;
     let listener = bind(config.listen).await?;
     let address =
@@ -162,15 +171,25 @@ fn check_ranges(ranges: &[IpNet]) -> Result<(), Error> {
     }
 }
 
+fn check_node_ports(ports: &RangeInclusive<u16>) -> Result<(), Error> {
+    if *ports.start() == 0 || ports.is_empty() {
+        let reason = format!("{}-{} holds no usable port", ports.start(), ports.end());
+        return Err(Error::NodePorts { reason });
+    }
+    Ok(())
+}
+
 fn build(config: &Config, store: Store) -> Result<Api, Error> {
     let registry = Arc::new(Registry::new());
     let issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
     let tokens = Arc::new(Tokens::new(issuer, &config.service_account_key, &config.service_account_public)?);
+    let ranges =
+        ServiceRanges { addresses: config.service_ranges.clone(), node_ports: config.node_ports.clone() };
     Ok(Api {
         openapi: OpenApi::new(Arc::clone(&registry)),
         authenticator: Authenticator::new(Arc::clone(&tokens), store.clone()),
         rbac: Rbac::new(store.clone()),
-        admission: Admission::new(store.clone(), ServiceRanges(config.service_ranges.clone())),
+        admission: Admission::new(store.clone(), ranges),
         kubelet_sockets: KubeletSockets(config.kubelet_socket.clone()),
         registry,
         tokens,

@@ -43,7 +43,7 @@ pub fn apply(kind: &Kind, object: &mut Value) {
     }
 }
 
-pub use check::{validate_create, validate_status, validate_update, warnings};
+pub use check::{validate_cluster_ips, validate_create, validate_status, validate_update, warnings};
 
 #[cfg(test)]
 mod tests;

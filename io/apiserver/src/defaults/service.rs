@@ -19,23 +19,21 @@ pub(super) fn service(object: &mut Value) {
     each(spec, "ports").for_each(port);
     let kind = text(spec, "type").to_owned();
     let external_addresses = spec.get("externalIPs").and_then(Value::as_array).is_some_and(|a| !a.is_empty());
-    let external =
-        kind == "NodePort" || kind == "LoadBalancer" || (kind == "ClusterIP" && external_addresses);
-    if external {
+    if kind == "NodePort" || kind == "LoadBalancer" || (kind == "ClusterIP" && external_addresses) {
         fill_text(spec, "externalTrafficPolicy", "Cluster");
-    } else if text(spec, "externalTrafficPolicy") == "Cluster" {
-        // A service that stops being external leaves behind what was only filled in for it.
-        unset(spec, "externalTrafficPolicy");
     }
     if kind != "ExternalName" {
         fill_text(spec, "internalTrafficPolicy", "Cluster");
     }
     if kind == "LoadBalancer" {
         fill(spec, "allocateLoadBalancerNodePorts", true);
-    } else {
-        unset(spec, "allocateLoadBalancerNodePorts");
     }
-    child(child(object, "status"), "loadBalancer");
+    let balancer = child(child(object, "status"), "loadBalancer");
+    for ingress in each(balancer, "ingress") {
+        if kind == "LoadBalancer" && !text(ingress, "ip").is_empty() {
+            fill_text(ingress, "ipMode", "VIP");
+        }
+    }
 }
 
 fn port(port: &mut Value) {

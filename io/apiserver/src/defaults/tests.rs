@@ -461,17 +461,6 @@ fn decoding_reports_what_go_would() {
 }
 
 #[test]
-fn services_drop_what_their_type_has_no_use_for() {
-    let mut service = prepared("Service", json!({"spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}}));
-    assert_eq!(service["spec"]["externalTrafficPolicy"], "Cluster");
-    assert_eq!(service["spec"]["allocateLoadBalancerNodePorts"], true);
-    service["spec"]["type"] = json!("ClusterIP");
-    apply(&kind("Service"), &mut service);
-    assert!(service["spec"].get("externalTrafficPolicy").is_none(), "{service}");
-    assert_eq!(validate_create(&kind("Service"), &service), vec![]);
-}
-
-#[test]
 fn what_is_warned_of() {
     let mut object = deployment();
     object["spec"]["template"]["spec"]["nodeSelector"] = json!({"beta.kubernetes.io/os": "linux"});

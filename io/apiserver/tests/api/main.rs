@@ -7,6 +7,8 @@ mod listeners;
 mod objects;
 mod pods;
 mod security;
+mod service_changes;
+mod service_refusals;
 mod services;
 mod support;
 mod watching;

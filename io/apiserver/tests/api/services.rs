@@ -4,21 +4,23 @@ use serde_json::{Value, json};
 
 use crate::support::{Client, Fixture};
 
-const SERVICES: &str = "/api/v1/namespaces/default/services";
+pub const SERVICES: &str = "/api/v1/namespaces/default/services";
 
-fn service(name: &str, spec: Value) -> Value {
+pub fn service(name: &str, spec: Value) -> Value {
     let mut full = json!({"selector": {"app": name}, "ports": [{"port": 80, "protocol": "TCP"}]});
     for (field, value) in spec.as_object().unwrap() {
         full[field] = value.clone();
     }
+    // Null leaves a field out.
+    full.as_object_mut().unwrap().retain(|_, value| !value.is_null());
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": full})
 }
 
-async fn create(admin: &Client, name: &str, spec: Value) -> Value {
+pub async fn create(admin: &Client, name: &str, spec: Value) -> Value {
     admin.post(SERVICES, service(name, spec)).await.expect(201)["spec"].clone()
 }
 
-async fn refusal(admin: &Client, spec: Value) -> String {
+pub async fn refusal(admin: &Client, spec: Value) -> String {
     let refused = admin.post(SERVICES, service("refused", spec)).await.expect(422);
     refused["message"].as_str().unwrap().to_owned()
 }

@@ -45,6 +45,7 @@ pub fn config(ca: &Ca, dir: &Path) -> Config {
         service_account_key: keys.0,
         service_account_public: keys.1,
         service_ranges: vec!["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()],
+        node_ports: weft_apiserver::DEFAULT_NODE_PORTS,
         cluster_domain: "cluster.local".into(),
         kubelet_socket: dir.join("{node}.sock").display().to_string(),
         kubernetes_endpoints: vec!["172.30.0.11:6443".parse().unwrap()],
@@ -68,9 +69,14 @@ impl Fixture {
 
     /// Stops the server and starts another on the same store and address.
     pub async fn restart(&mut self) {
+        self.restart_with(|_| {}).await;
+    }
+
+    pub async fn restart_with(&mut self, change: impl FnOnce(&mut Config)) {
         self.server = None;
         let mut config = config(&self.ca, self.dir.path());
         config.listen = self.address;
+        change(&mut config);
         let mut last = None;
         for _ in 0..500 {
             match start(config.clone()).await {

@@ -1,11 +1,13 @@
 //! Refuses objects a real cluster would refuse, with the same words. Shapes are `schema`'s part.
 mod config;
+mod endpoints;
 mod list;
 mod metadata;
 mod network;
 mod pod;
 mod pod_update;
 mod service;
+mod service_addresses;
 mod volumes;
 mod workload;
 
@@ -34,8 +36,20 @@ pub fn validate_update(kind: &Kind, old: &Value, new: &Value) -> Vec<FieldError>
 pub fn validate_status(kind: &Kind, old: &Value, new: &Value) -> Vec<FieldError> {
     match &kind.schema {
         SchemaSource::Custom(schema) => custom(schema, new, Some(old)),
+        SchemaSource::BuiltIn(_) if kind.group.is_empty() && kind.kind == "Service" => {
+            let mut errors = Errors::new();
+            service::status(new, &mut errors);
+            errors
+        }
         SchemaSource::BuiltIn(_) => Vec::new(),
     }
+}
+
+/// Whether the addresses, families and policy that a service asks for fit together.
+pub fn validate_cluster_ips(service: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::new();
+    service_addresses::check(&service["spec"], &At::root().field("spec"), &mut errors);
+    errors
 }
 
 /// What is valid but deserves a warning to the client.
@@ -79,14 +93,14 @@ fn built_in(kind: &Kind, object: &Value, errors: &mut Errors) {
     let spec = At::root().field("spec");
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Pod") => pod::spec(&object["spec"], &spec, pod::Use::Pod, errors),
-        ("", "Service") => service::service(&object["spec"], &spec, errors),
-        ("", "Endpoints") => service::endpoints(object, errors),
+        ("", "Service") => service::service(object, errors),
+        ("", "Endpoints") => endpoints::endpoints(object, errors),
         ("", "Node") => config::node(&object["spec"], &spec, errors),
         ("", "ConfigMap") => config::config_map(object, errors),
         ("", "Secret") => config::secret(object, errors),
         ("", "PersistentVolume" | "PersistentVolumeClaim") => config::storage(kind, object, errors),
         ("", "ReplicationController") | ("apps" | "batch", _) => workload::check(kind, object, errors),
-        ("discovery.k8s.io", "EndpointSlice") => service::endpoint_slice(object, errors),
+        ("discovery.k8s.io", "EndpointSlice") => endpoints::endpoint_slice(object, errors),
         ("networking.k8s.io", "NetworkPolicy") => network::policy(&object["spec"], &spec, errors),
         ("networking.k8s.io", "Ingress") => network::ingress(&object["spec"], &spec, errors),
         ("networking.k8s.io", "ServiceCIDR") => network::service_cidr(&object["spec"], &spec, errors),

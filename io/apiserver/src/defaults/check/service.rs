@@ -1,34 +1,127 @@
-//! Checks of services, endpoints and endpoint slices.
+//! Checks of services: each type's fields, ports, traffic, and the status. Families and addresses are beside this.
 use std::collections::HashSet;
-use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
+use super::endpoints::outside;
 use super::list::*;
+use super::service_addresses;
 use crate::schema::{FieldError, formats};
 
-pub(super) fn service(spec: &Value, at: &At, errors: &mut Errors) {
+const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+const DISTRIBUTIONS: &[&str] = &["PreferClose", "PreferSameNode", "PreferSameZone"];
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
+const TOPOLOGY_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
+const ONLY_LOAD_BALANCER: &str = "may only be used when `type` is 'LoadBalancer'";
+const KUBELET_PORT: i64 = 10_250;
+const MOST_AFFINITY_SECONDS: i64 = 86_400;
+
+pub(super) fn service(object: &Value, errors: &mut Errors) {
+    let (spec, at) = (&object["spec"], At::root().field("spec"));
     if !spec.is_object() {
-        errors.push(FieldError::required(at, ""));
+        errors.push(FieldError::required(&at, ""));
         return;
     }
     let kind = text(spec, "type");
-    let headless = text(spec, "clusterIP") == "None";
-    one_of(
-        &spec["type"],
-        &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
-        &at.field("type"),
-        errors,
-    );
+    topology_annotations(&object["metadata"]["annotations"], errors);
+    one_of(&spec["type"], TYPES, &at.field("type"), errors);
     let count = spec["ports"].as_array().map_or(0, Vec::len);
-    if count == 0 && !headless && kind != "ExternalName" {
+    if count == 0 && !service_addresses::is_headless(spec) && kind != "ExternalName" {
         errors.push(FieldError::required(at.field("ports"), ""));
     }
     ports(spec, &at.field("ports"), kind, errors);
-    addresses(spec, at, kind, headless, errors);
-    affinity(spec, at, errors);
+    match kind {
+        "ExternalName" => external_name(spec, &at, errors),
+        _ => service_addresses::check(spec, &at, errors),
+    }
+    for (index, value) in items(&spec["externalIPs"]) {
+        ip(value, &at.field("externalIPs").index(index), errors);
+        outside(value, &at.field("externalIPs").index(index), errors);
+    }
+    affinity(spec, &at, errors);
     labels(&spec["selector"], &at.field("selector"), errors);
-    traffic(spec, at, kind, errors);
+    traffic(spec, &at, errors);
+    source_ranges(object, &at, errors);
+    load_balancer(spec, &at, errors);
+}
+
+/// What may not change, on top of what is wrong with the new object.
+pub(super) fn check_update(old: &Value, new: &Value, errors: &mut Errors) {
+    service_addresses::check_update(old, new, errors);
+    let both = [old, new].iter().all(|spec| text(spec, "type") == "LoadBalancer");
+    if both && text(old, "loadBalancerClass") != text(new, "loadBalancerClass") {
+        let class = &new["loadBalancerClass"];
+        errors.push(FieldError::invalid("spec.loadBalancerClass", class, "may not change once set"));
+    }
+}
+
+/// What load balancers report, and conditions.
+pub(super) fn status(object: &Value, errors: &mut Errors) {
+    let status = &object["status"];
+    let at = At::root().field("status").field("loadBalancer").field("ingress");
+    let ingress = &status["loadBalancer"]["ingress"];
+    let some = ingress.as_array().is_some_and(|list| !list.is_empty());
+    if some && text(&object["spec"], "type") != "LoadBalancer" {
+        errors.push(FieldError::forbidden(&at, "may only be used when `spec.type` is 'LoadBalancer'"));
+    }
+    for (index, entry) in items(ingress) {
+        reported(entry, &at.index(index), errors);
+    }
+    let at = At::root().field("status").field("conditions");
+    let mut types = HashSet::new();
+    for (index, condition) in items(&status["conditions"]) {
+        let at = at.index(index);
+        if !types.insert(text(condition, "type")) {
+            errors.push(FieldError::duplicate(at.field("type"), &condition["type"]));
+        }
+        label_key(text(condition, "type"), &at.field("type"), errors);
+        one_of(&condition["status"], &["False", "True", "Unknown"], &at.field("status"), errors);
+        if text(condition, "reason").is_empty() {
+            errors.push(FieldError::required(at.field("reason"), ""));
+        }
+    }
+}
+
+fn reported(entry: &Value, at: &At, errors: &mut Errors) {
+    let (address, hostname) = (text(entry, "ip"), text(entry, "hostname"));
+    if !address.is_empty() {
+        ip(&entry["ip"], &at.field("ip"), errors);
+    }
+    match (address.is_empty(), is_set(entry, "ipMode")) {
+        (false, false) => {
+            errors.push(FieldError::required(at.field("ipMode"), "must be specified when `ip` is set"));
+        }
+        (true, true) => {
+            errors
+                .push(FieldError::forbidden(at.field("ipMode"), "may not be specified when `ip` is not set"));
+        }
+        _ => one_of(&entry["ipMode"], &["Proxy", "VIP"], &at.field("ipMode"), errors),
+    }
+    if !hostname.is_empty() {
+        subdomain(hostname, &at.field("hostname"), errors);
+        if formats::parse_ip(hostname).is_some() {
+            let detail = "must be a DNS name, not an IP address";
+            errors.push(FieldError::invalid(at.field("hostname"), &entry["hostname"], detail));
+        }
+    }
+    for (index, port) in items(&entry["ports"]) {
+        let at = at.field("ports").index(index);
+        port_number(&port["port"], &at.field("port"), errors);
+        one_of(&port["protocol"], PROTOCOLS, &at.field("protocol"), errors);
+        if is_set(port, "error") {
+            label_key(text(port, "error"), &at.field("error"), errors);
+        }
+    }
+}
+
+fn topology_annotations(annotations: &Value, errors: &mut Errors) {
+    let (mode, hints) = (&annotations[TOPOLOGY_MODE], &annotations[TOPOLOGY_HINTS]);
+    if mode.is_string() && hints.is_string() && mode != hints {
+        let detail = format!("must match annotations[{TOPOLOGY_HINTS}] when both are specified");
+        let at = At::root().field("metadata").field("annotations").key(TOPOLOGY_MODE);
+        errors.push(FieldError::invalid(at, mode, detail));
+    }
 }
 
 fn ports(spec: &Value, at: &At, kind: &str, errors: &mut Errors) {
@@ -47,8 +140,15 @@ fn ports(spec: &Value, at: &At, kind: &str, errors: &mut Errors) {
             }
         }
         port_number(&port["port"], &at.field("port"), errors);
+        if kind == "LoadBalancer" && port["port"] == KUBELET_PORT {
+            let detail = format!("may not expose port {KUBELET_PORT} externally since it is used by kubelet");
+            errors.push(FieldError::invalid(&at, &port["port"], detail));
+        }
         one_of(&port["protocol"], PROTOCOLS, &at.field("protocol"), errors);
         port_or_name(&port["targetPort"], &at.field("targetPort"), errors);
+        if is_set(port, "appProtocol") {
+            label_key(text(port, "appProtocol"), &at.field("appProtocol"), errors);
+        }
         let protocol = text(port, "protocol");
         if !keys.insert((protocol, port["port"].as_i64())) {
             let shown = json!({"protocol": protocol, "port": port["port"]});
@@ -68,194 +168,106 @@ fn ports(spec: &Value, at: &At, kind: &str, errors: &mut Errors) {
     }
 }
 
-fn addresses(spec: &Value, at: &At, kind: &str, headless: bool, errors: &mut Errors) {
-    if kind == "ExternalName" {
-        let name = text(spec, "externalName");
-        let at_name = at.field("externalName");
-        if name.is_empty() {
-            errors.push(FieldError::required(at_name, ""));
-        } else {
-            subdomain(name.strip_suffix('.').unwrap_or(name), &at_name, errors);
-        }
-        if !matches!(text(spec, "clusterIP"), "") {
-            errors.push(FieldError::forbidden(
-                at.field("clusterIPs"),
-                "may not be set for ExternalName services",
-            ));
-        }
-        return;
+fn external_name(spec: &Value, at: &At, errors: &mut Errors) {
+    let name = text(spec, "externalName");
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.is_empty() {
+        errors.push(FieldError::required(at.field("externalName"), ""));
+    } else {
+        subdomain(name, &at.field("externalName"), errors);
     }
-    let cluster_ip = text(spec, "clusterIP");
-    if !cluster_ip.is_empty() && !headless {
-        ip(&spec["clusterIP"], &at.field("clusterIPs").index(0), errors);
-    }
-    if headless && kind != "ClusterIP" && !kind.is_empty() {
-        let detail = format!("may not be set to 'None' for {kind} services");
-        errors.push(FieldError::invalid(at.field("clusterIPs").index(0), &json!("None"), detail));
-    }
-    let first = spec["clusterIPs"].get(0).and_then(Value::as_str);
-    if !cluster_ip.is_empty() && first.is_some_and(|first| first != cluster_ip) {
-        let detail = "first value must match `clusterIP`";
-        errors.push(FieldError::invalid(at.field("clusterIPs"), &spec["clusterIPs"], detail));
-    }
-    for (index, value) in items(&spec["clusterIPs"]).filter(|(_, value)| *value != "None") {
-        ip(value, &at.field("clusterIPs").index(index), errors);
-    }
-    for (index, value) in items(&spec["externalIPs"]) {
-        ip(value, &at.field("externalIPs").index(index), errors);
-        outside(value, &at.field("externalIPs").index(index), errors);
-    }
-    families(spec, at, errors);
-}
-
-fn families(spec: &Value, at: &At, errors: &mut Errors) {
-    let mut families = HashSet::new();
-    for (index, family) in items(&spec["ipFamilies"]) {
-        let at = at.field("ipFamilies").index(index);
-        one_of(family, &["IPv4", "IPv6"], &at, errors);
-        if !families.insert(family.as_str()) {
-            errors.push(FieldError::duplicate(at, family));
+    let given = |field: &str| match &spec[field] {
+        Value::Array(list) => !list.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        _ => false,
+    };
+    let addresses = given("clusterIP") || given("clusterIPs");
+    for (field, given) in [
+        ("clusterIPs", addresses),
+        ("ipFamilies", given("ipFamilies")),
+        ("ipFamilyPolicy", given("ipFamilyPolicy")),
+    ] {
+        if given {
+            let detail = "may not be set for ExternalName services";
+            errors.push(FieldError::forbidden(at.field(field), detail));
         }
     }
-    let policies = ["SingleStack", "PreferDualStack", "RequireDualStack"];
-    one_of(&spec["ipFamilyPolicy"], &policies, &at.field("ipFamilyPolicy"), errors);
 }
 
 fn affinity(spec: &Value, at: &At, errors: &mut Errors) {
     one_of(&spec["sessionAffinity"], &["ClientIP", "None"], &at.field("sessionAffinity"), errors);
     let timeout = &spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"];
-    if timeout.as_i64().is_some_and(|seconds| !(1..=86_400).contains(&seconds)) {
+    if timeout.as_i64().is_some_and(|seconds| !(1..=MOST_AFFINITY_SECONDS).contains(&seconds)) {
         let at = at.field("sessionAffinityConfig").field("clientIP").field("timeoutSeconds");
-        errors.push(FieldError::invalid(at, timeout, "must be greater than 0 and less than 86400"));
+        let detail = format!("must be greater than 0 and less than {MOST_AFFINITY_SECONDS}");
+        errors.push(FieldError::invalid(at, timeout, detail));
     }
 }
 
-fn traffic(spec: &Value, at: &At, kind: &str, errors: &mut Errors) {
+fn traffic(spec: &Value, at: &At, errors: &mut Errors) {
+    let kind = text(spec, "type");
     for field in ["internalTrafficPolicy", "externalTrafficPolicy"] {
-        one_of(&spec[field], &["Cluster", "Local"], &at.field(field), errors);
+        if !text(spec, field).is_empty() || field == "internalTrafficPolicy" {
+            one_of(&spec[field], &["Cluster", "Local"], &at.field(field), errors);
+        }
     }
-    one_of(&spec["trafficDistribution"], &["PreferClose"], &at.field("trafficDistribution"), errors);
-    let externally_reachable = matches!(kind, "NodePort" | "LoadBalancer")
-        || spec["externalIPs"].as_array().is_some_and(|list| !list.is_empty());
-    if is_set(spec, "externalTrafficPolicy") && !externally_reachable {
-        let detail = "may only be set for externally-accessible services";
+    one_of(&spec["trafficDistribution"], DISTRIBUTIONS, &at.field("trafficDistribution"), errors);
+    let external_addresses = spec["externalIPs"].as_array().is_some_and(|list| !list.is_empty());
+    let reachable =
+        matches!(kind, "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && external_addresses);
+    if !text(spec, "externalTrafficPolicy").is_empty() && !reachable {
         errors.push(FieldError::invalid(
             at.field("externalTrafficPolicy"),
             &spec["externalTrafficPolicy"],
-            detail,
+            "may only be set for externally-accessible services",
         ));
     }
-    let ranges = &spec["loadBalancerSourceRanges"];
-    if kind != "LoadBalancer" && ranges.as_array().is_some_and(|list| !list.is_empty()) {
-        let detail = "may only be used when `type` is 'LoadBalancer'";
-        errors.push(FieldError::forbidden(at.field("loadBalancerSourceRanges"), detail));
-    }
-    for (index, range) in items(ranges) {
-        cidr(range, &at.field("loadBalancerSourceRanges").index(index), errors);
+    let at = at.field("healthCheckNodePort");
+    let port = &spec["healthCheckNodePort"];
+    if kind == "LoadBalancer" && text(spec, "externalTrafficPolicy") == "Local" {
+        port_number(port, &at, errors);
+    } else if port.as_i64().unwrap_or_default() != 0 {
+        let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        errors.push(FieldError::invalid(at, port, detail));
     }
 }
 
-/// Addresses that were given stay until the service's type gives them up.
-pub(super) fn check_update(old: &Value, new: &Value, errors: &mut Errors) {
-    if text(old, "type") == "ExternalName" || text(new, "type") == "ExternalName" {
+/// The field takes precedence over the annotation that came before it.
+fn source_ranges(object: &Value, at: &At, errors: &mut Errors) {
+    let spec = &object["spec"];
+    let given = &spec["loadBalancerSourceRanges"];
+    let annotation = object["metadata"]["annotations"][SOURCE_RANGES].as_str();
+    let in_field = given.as_array().is_some_and(|list| !list.is_empty());
+    let (at, ranges): (At, Vec<(At, &str)>) = if in_field {
+        let at = at.field("LoadBalancerSourceRanges");
+        let ranges = items(given).map(|(index, range)| (at.index(index), range.as_str().unwrap_or_default()));
+        let ranges = ranges.collect();
+        (at, ranges)
+    } else if let Some(text) = annotation {
+        let at = At::root().field("metadata").field("annotations").key(SOURCE_RANGES);
+        let ranges = text.split(',').filter(|_| !text.trim().is_empty());
+        let ranges = ranges.map(|range| (at.clone(), range)).collect();
+        (at, ranges)
+    } else {
         return;
-    }
-    let (before, now) = (text(old, "clusterIP"), text(new, "clusterIP"));
-    if !before.is_empty() && before != now {
-        let shown = json!([now]);
-        errors.push(FieldError::invalid("spec.clusterIPs[0]", &shown, "may not change once set"));
-    }
-}
-
-/// Addresses that can only mean the node itself.
-fn outside(value: &Value, at: &At, errors: &mut Errors) {
-    let Some(address) = value.as_str().and_then(formats::parse_ip) else { return };
-    let detail = match address {
-        _ if address.is_unspecified() => "may not be unspecified (0.0.0.0 or ::)",
-        _ if address.is_loopback() => "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-        IpAddr::V4(v4) if v4.is_link_local() => {
-            "may not be in the link-local range (169.254.0.0/16, fe80::/10)"
-        }
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
-            "may not be in the link-local range (169.254.0.0/16, fe80::/10)"
-        }
-        IpAddr::V4(v4) if v4.octets()[..3] == [224, 0, 0] => {
-            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"
-        }
-        _ => return,
     };
-    errors.push(FieldError::invalid(at, value, detail));
-}
-
-pub(super) fn endpoints(object: &Value, errors: &mut Errors) {
-    for (index, subset) in items(&object["subsets"]) {
-        let at = At::root().field("subsets").index(index);
-        let count = |list: &str| subset[list].as_array().map_or(0, Vec::len);
-        if count("addresses") + count("notReadyAddresses") == 0 {
-            errors.push(FieldError::required(&at, "must specify `addresses` or `notReadyAddresses`"));
-        }
-        for list in ["addresses", "notReadyAddresses"] {
-            for (index, address) in items(&subset[list]) {
-                let at = at.field(list).index(index).field("ip");
-                ip(&address["ip"], &at, errors);
-                outside(&address["ip"], &at, errors);
-            }
-        }
-        for (index, port) in items(&subset["ports"]) {
-            let at = at.field("ports").index(index);
-            if count("ports") > 1 && text(port, "name").is_empty() {
-                errors.push(FieldError::required(at.field("name"), ""));
-            }
-            port_number(&port["port"], &at.field("port"), errors);
-            one_of(&port["protocol"], PROTOCOLS, &at.field("protocol"), errors);
-        }
+    if text(spec, "type") != "LoadBalancer" {
+        errors.push(FieldError::forbidden(at, ONLY_LOAD_BALANCER));
+    }
+    for (at, range) in ranges {
+        // Spaces around a range were always accepted.
+        cidr(&range.trim().into(), &at, errors);
     }
 }
 
-pub(super) fn endpoint_slice(object: &Value, errors: &mut Errors) {
-    let kind = text(object, "addressType");
-    one_of(&object["addressType"], &["FQDN", "IPv4", "IPv6"], &At::root().field("addressType"), errors);
-    let count = object["endpoints"].as_array().map_or(0, Vec::len);
-    if count > 1000 {
-        errors.push(FieldError::too_many("endpoints", count, 1000));
-    }
-    for (index, endpoint) in items(&object["endpoints"]) {
-        let at = At::root().field("endpoints").index(index).field("addresses");
-        match endpoint["addresses"].as_array().map_or(0, Vec::len) {
-            0 => errors.push(FieldError::required(&at, "must contain at least 1 address")),
-            many if many > 100 => errors.push(FieldError::too_many(&at, many, 100)),
-            _ => {}
-        }
-        for (index, address) in items(&endpoint["addresses"]) {
-            slice_address(address, kind, &at.index(index), errors);
+fn load_balancer(spec: &Value, at: &At, errors: &mut Errors) {
+    let is_balancer = text(spec, "type") == "LoadBalancer";
+    for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+        if is_set(spec, field) && !is_balancer {
+            errors.push(FieldError::forbidden(at.field(field), ONLY_LOAD_BALANCER));
         }
     }
-    slice_ports(&object["ports"], errors);
-}
-
-fn slice_address(address: &Value, kind: &str, at: &At, errors: &mut Errors) {
-    let parsed = address.as_str().and_then(formats::parse_ip);
-    match (kind, parsed) {
-        ("IPv4", Some(IpAddr::V4(_))) | ("IPv6", Some(IpAddr::V6(_))) => outside(address, at, errors),
-        ("IPv4", _) => errors.push(FieldError::invalid(at, address, "must be a valid IPv4 address")),
-        ("IPv6", _) => errors.push(FieldError::invalid(at, address, "must be a valid IPv6 address")),
-        ("FQDN", _) => subdomain(address.as_str().unwrap_or_default(), at, errors),
-        _ => {}
-    }
-}
-
-fn slice_ports(list: &Value, errors: &mut Errors) {
-    let mut names = HashSet::new();
-    for (index, port) in items(list) {
-        let at = At::root().field("ports").index(index);
-        let name = text(port, "name");
-        if !name.is_empty() {
-            label_1123(name, &at.field("name"), errors);
-        }
-        if !names.insert(name) {
-            errors.push(FieldError::duplicate(at.field("name"), &name.into()));
-        }
-        port_number(&port["port"], &at.field("port"), errors);
-        one_of(&port["protocol"], PROTOCOLS, &at.field("protocol"), errors);
+    if is_set(spec, "loadBalancerClass") && is_balancer {
+        label_key(text(spec, "loadBalancerClass"), &at.field("loadBalancerClass"), errors);
     }
 }
