@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use weft_apiserver::{Config, DEFAULT_HISTORY, DEFAULT_NODE_PORTS, NamespaceListener};
+use weft_apiserver::{Config, DEFAULT_HISTORY, NamespaceListener};
 use weft_lab::fabric::config::ApiserverConfig;
 
 pub async fn run(config: &Path) -> Result<()> {
@@ -34,7 +34,7 @@ fn convert(config: ApiserverConfig) -> Result<Config> {
         service_account_key: read(&config.service_account_key)?,
         service_account_public: read(&config.service_account_public_key)?,
         service_ranges: config.service_cidrs,
-        node_ports: config.node_ports.unwrap_or(DEFAULT_NODE_PORTS),
+        node_ports: config.node_ports,
         cluster_domain: config.cluster_domain,
         kubelet_socket: config.kubelet_socket,
         kubernetes_endpoints: config.advertise,

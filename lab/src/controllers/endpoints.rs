@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
-use super::effect::{Effect, Kind, Outcome, Target, to_value};
+use super::effect::{Effect, Kind, Outcome, Target, Tone, to_value};
 use super::meta::{self, Labels};
 use super::pods;
 
@@ -19,6 +21,8 @@ pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
+const TOPOLOGY_MODES: [&str; 2] =
+    ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
 const MOST_ENDPOINTS: usize = 100;
 
 /// Decides about one service's slices from the pods of its namespace.
@@ -49,7 +53,27 @@ pub fn reconcile(
         outcome.effects.extend(arrange(service, family, wanted, &mine));
     }
     outcome.effects.extend(owned.into_iter().map(delete));
+    if !outcome.effects.is_empty() {
+        outcome.effects.extend(ignored_topology(service));
+    }
     outcome
+}
+
+/// Hints by the load that each zone can bear are not made here: said as often as the endpoints change.
+fn ignored_topology(service: &Service) -> Option<Effect> {
+    let annotations = service.metadata.annotations.as_ref()?;
+    let asked = TOPOLOGY_MODES
+        .iter()
+        .find(|name| annotations.get(**name).is_some_and(|mode| mode.eq_ignore_ascii_case("auto")))?;
+    let message = format!(
+        "annotation {asked} is not acted on: endpoints get no hints by zone; spec.trafficDistribution is"
+    );
+    Some(Effect::Tell {
+        about: meta::reference(Kind::Service, &service.metadata),
+        tone: Tone::Warning,
+        reason: "TopologyAwareHintsDisabled",
+        message,
+    })
 }
 
 pub fn selector(service: &Service) -> Option<&Labels> {
@@ -93,6 +117,10 @@ impl Family {
 }
 
 fn families(service: &Service) -> Vec<Family> {
+    if service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
+        // Its endpoints are whatever the name leads to.
+        return Vec::new();
+    }
     let named = service.spec.as_ref().and_then(|spec| spec.ip_families.as_deref()).unwrap_or_default();
     let known = |name: &String| [Family::Ipv4, Family::Ipv6].into_iter().find(|family| family.name() == name);
     let found: Vec<Family> = named.iter().filter_map(known).collect();
@@ -175,11 +203,13 @@ fn endpoint(service: &Service, pod: &Pod, address: String, nodes: &[Arc<Node>]) 
     let zone = node
         .and_then(|name| nodes.iter().find(|node| meta::name(&node.metadata) == name))
         .and_then(|node| meta::labels(&node.metadata).get(ZONE));
+    let ready = announced_early || (serving && !terminating);
+    let distribution = spec.and_then(|spec| spec.traffic_distribution.as_deref()).filter(|_| ready);
     Endpoint {
         addresses: vec![address],
         conditions: Some(EndpointConditions {
-            ready: Some(announced_early || (serving && !terminating)),
-            serving: Some(announced_early || serving),
+            ready: Some(ready),
+            serving: Some(serving),
             terminating: Some(terminating),
         }),
         hostname: pod_spec
@@ -194,8 +224,21 @@ fn endpoint(service: &Service, pod: &Pod, address: String, nodes: &[Arc<Node>]) 
             ..ObjectReference::default()
         }),
         zone: zone.cloned(),
-        hints: None,
+        hints: distribution.and_then(|distribution| hints(distribution, node, zone)),
         deprecated_topology: None,
+    }
+}
+
+/// Who should use a ready endpoint first: those of its zone, or of its node and then of its zone (KEP-4444, KEP-3015).
+fn hints(distribution: &str, node: Option<&str>, zone: Option<&String>) -> Option<EndpointHints> {
+    let for_zones = zone.map(|name| vec![ForZone { name: name.clone() }]);
+    let for_nodes = node.map(|name| vec![ForNode { name: name.to_owned() }]);
+    match distribution {
+        "PreferClose" | "PreferSameZone" if for_zones.is_some() => {
+            Some(EndpointHints { for_zones, for_nodes: None })
+        }
+        "PreferSameNode" if for_nodes.is_some() => Some(EndpointHints { for_zones, for_nodes }),
+        _ => None,
     }
 }
 

@@ -53,6 +53,7 @@ fn apply(slices: &mut Vec<Arc<EndpointSlice>>, outcome: &Outcome) {
                 *slice = Arc::new(parse(object));
             }
             Effect::Delete { target, .. } => slices.retain(|s| meta::name(&s.metadata) != target.name),
+            Effect::Tell { .. } => {}
             other => panic!("{other:?}"),
         }
     }
@@ -103,7 +104,7 @@ fn conditions_tell_ready_serving_and_terminating_apart() {
         (json!({}), unready.clone(), Some((false, false, false))),
         (json!({}), going.clone(), Some((false, true, true))),
         (json!({}), unready_going, Some((false, false, true))),
-        (publish.clone(), unready, Some((true, true, false))),
+        (publish.clone(), unready, Some((true, false, false))),
         (publish, going, Some((true, true, true))),
         (json!({}), json!({"status": {"phase": "Succeeded"}}), None),
         (json!({}), json!({"status": {"podIP": null, "podIPs": null}}), None),
@@ -153,6 +154,68 @@ fn headless_services_say_so_and_name_their_hosts() {
     let mut hosts: Vec<Option<&str>> = v4.endpoints.iter().map(|e| e.hostname.as_deref()).collect();
     hosts.sort();
     assert_eq!(hosts, [None, Some("db-0")]);
+}
+
+#[test]
+fn traffic_distribution_becomes_hints_on_ready_endpoints() {
+    let unready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
+    let homeless = json!({"spec": {"nodeName": "node9"}});
+    let zone = json!({"forZones": [{"name": "z1"}]});
+    let node = json!({"forNodes": [{"name": "node1"}], "forZones": [{"name": "z1"}]});
+    for (distribution, pod, expected) in [
+        (Value::Null, json!({}), Value::Null),
+        (json!("PreferClose"), json!({}), zone.clone()),
+        (json!("PreferSameZone"), json!({}), zone),
+        (json!("PreferSameNode"), json!({}), node),
+        (json!("PreferClose"), unready.clone(), Value::Null),
+        (json!("PreferSameNode"), unready, Value::Null),
+        (json!("PreferSameZone"), homeless.clone(), Value::Null),
+        (json!("PreferSameNode"), homeless, json!({"forNodes": [{"name": "node9"}]})),
+    ] {
+        let service = service(json!({"spec": {"trafficDistribution": distribution}}));
+        let slices = settled(&service, &[backend("a", 1, pod)]);
+        assert_eq!(to_value(&slices[0])["endpoints"][0]["hints"], expected, "{distribution}");
+    }
+}
+
+#[test]
+fn hints_follow_the_service_in_place() {
+    let pods = [backend("a", 1, json!({}))];
+    let mut slices = settled(&service(json!({})), &pods);
+    let names: Vec<String> = slices.iter().map(|slice| meta::name(&slice.metadata).to_owned()).collect();
+    for distribution in [json!("PreferSameNode"), json!("PreferClose"), Value::Null] {
+        let service = service(json!({"spec": {"trafficDistribution": distribution}}));
+        let outcome = reconcile(&service, &pods, &nodes(), &slices);
+        apply(&mut slices, &outcome);
+        assert_eq!(reconcile(&service, &pods, &nodes(), &slices), Outcome::default());
+        let hinted = slices.iter().all(|slice| slice.endpoints[0].hints.is_some());
+        assert_eq!(hinted, !distribution.is_null());
+    }
+    assert!(slices.iter().all(|slice| names.contains(&meta::name(&slice.metadata).to_owned())));
+}
+
+#[test]
+fn topology_mode_is_said_to_be_ignored_when_endpoints_change() {
+    let asked =
+        service(json!({"metadata": {"annotations": {"service.kubernetes.io/topology-mode": "Auto"}}}));
+    let told = |outcome: &Outcome| {
+        outcome.effects.iter().filter(|effect| matches!(effect, Effect::Tell { .. })).count()
+    };
+    let mut slices = Vec::new();
+    let outcome = reconcile(&asked, &[backend("a", 1, json!({}))], &nodes(), &slices);
+    apply(&mut slices, &outcome);
+    assert_eq!(told(&outcome), 1);
+    assert_eq!(reconcile(&asked, &[backend("a", 1, json!({}))], &nodes(), &slices), Outcome::default());
+}
+
+#[test]
+fn services_that_become_a_name_lose_their_endpoints() {
+    let pods = [backend("a", 1, json!({}))];
+    let mut slices = settled(&service(json!({})), &pods);
+    let name = service(json!({"spec": {"type": "ExternalName", "ipFamilies": null, "clusterIP": null}}));
+    let outcome = reconcile(&name, &pods, &nodes(), &slices);
+    apply(&mut slices, &outcome);
+    assert!(slices.is_empty(), "{slices:?}");
 }
 
 #[test]

@@ -28,9 +28,8 @@ pub struct ApiserverConfig {
     pub service_account_key: PathBuf,
     pub service_account_public_key: PathBuf,
     pub service_cidrs: Vec<IpNet>,
-    /// The first and last node port; the API server's default when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node_ports: Option<RangeInclusive<u16>>,
+    /// Ports that services get on every node.
+    pub node_ports: RangeInclusive<u16>,
     /// Backends of the service `default/kubernetes`: the nodes' own listeners.
     pub advertise: Vec<SocketAddr>,
     pub cluster_domain: String,
@@ -160,7 +159,7 @@ impl Inputs<'_> {
             service_account_key: pki("sa.key"),
             service_account_public_key: pki("sa.pub"),
             service_cidrs: self.spec.services.of(self.spec.families),
-            node_ports: None,
+            node_ports: self.spec.node_ports.clone(),
             advertise,
             cluster_domain: self.spec.cluster_domain.clone(),
             kubelet_socket: self.paths.node_file("{node}", "kubelet.sock").display().to_string(),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -14,7 +15,7 @@ const FIRST_NODE_HOST: u32 = 11;
 const FIRST_OUTSIDE_HOST: u32 = 2;
 const MOST_OUTSIDE: u16 = 9;
 /// How long a node may be silent: long enough for a busy machine, short enough for a stopped cluster to be noticed.
-const NODE_GRACE: std::ops::RangeInclusive<u32> = 2..=600;
+const NODE_GRACE: RangeInclusive<u32> = 2..=600;
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 pub const REGION_LABEL: &str = "topology.kubernetes.io/region";
 const DNS_HOST: u32 = 10;
@@ -95,6 +96,8 @@ pub struct Spec {
     pub region: String,
     /// Machines on the nodes' network that are no nodes.
     pub outside: u16,
+    /// Ports that services get on every node.
+    pub node_ports: RangeInclusive<u16>,
     /// How many seconds a node may be silent before its pods count as not ready.
     pub node_grace_seconds: u32,
     /// Where all fabrics keep their state.
@@ -123,6 +126,7 @@ impl Default for Spec {
             zones: Vec::new(),
             region: "lab".to_owned(),
             outside: 0,
+            node_ports: 30_000..=32_767,
             node_grace_seconds: 4,
             state_root: PathBuf::from("/run/weft"),
             netns_root: PathBuf::from("/run/netns"),
@@ -192,6 +196,8 @@ pub enum SpecError {
         "outside: {outside} machines are more than the {MOST_OUTSIDE} there are addresses for; give fewer"
     )]
     Outside { outside: u16 },
+    #[error("node ports: {first}-{last} is not a range of ports; give FIRST-LAST, such as 30000-32767")]
+    NodePorts { first: u16, last: u16 },
     #[error(
         "node grace: {seconds} s is not usable; give {least} to {most} s", least = NODE_GRACE.start(), most = NODE_GRACE.end()
     )]
@@ -370,6 +376,10 @@ impl Spec {
             .collect();
         if self.outside > MOST_OUTSIDE {
             found.push(SpecError::Outside { outside: self.outside });
+        }
+        let (first, last) = (*self.node_ports.start(), *self.node_ports.end());
+        if first == 0 || self.node_ports.is_empty() {
+            found.push(SpecError::NodePorts { first, last });
         }
         if !NODE_GRACE.contains(&self.node_grace_seconds) {
             found.push(SpecError::NodeGrace { seconds: self.node_grace_seconds });
@@ -602,6 +612,10 @@ mod tests {
             ("outside9", vec!["172.30.0.10/24".into(), "fd00:172:30::a/64".into()])
         );
         assert_eq!(with(|spec| spec.outside = 10), [SpecError::Outside { outside: 10 }]);
+        for ports in [0..=10, 32_767..=30_000] {
+            let found = with(|spec| spec.node_ports = ports.clone());
+            assert!(matches!(found[..], [SpecError::NodePorts { .. }]), "{ports:?}: {found:?}");
+        }
         assert_eq!(with(|spec| spec.node_grace_seconds = 1), [SpecError::NodeGrace { seconds: 1 }]);
     }
 

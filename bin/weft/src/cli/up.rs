@@ -1,6 +1,7 @@
 //! `weft up`: weaves a cluster on this machine, brings an application up on it, shows what there is, and stays until Ctrl-C.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -70,6 +71,9 @@ pub struct Args {
     /// Machines on the nodes' network that are no nodes, for clients from outside
     #[arg(long, default_value_t = 0, value_name = "COUNT")]
     outside: u16,
+    /// Ports that services get on every node
+    #[arg(long, default_value = "30000-32767", value_name = "FIRST-LAST", value_parser = port_range)]
+    node_ports: RangeInclusive<u16>,
     /// How long a node may be silent before its pods count as not ready
     #[arg(long, default_value_t = 4, value_name = "SECONDS")]
     node_grace: u32,
@@ -116,6 +120,7 @@ impl Args {
             zones: self.zones.clone(),
             region: self.region.clone(),
             outside: self.outside,
+            node_ports: self.node_ports.clone(),
             node_grace_seconds: self.node_grace,
             ..Spec::default()
         };
@@ -128,6 +133,11 @@ impl Args {
         self.services_v6.into_iter().for_each(|net| spec.services.v6 = net);
         spec
     }
+}
+
+fn port_range(text: &str) -> std::result::Result<RangeInclusive<u16>, String> {
+    let ends = text.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
+    ends.ok_or_else(|| "give the first and the last port, such as 30000-32767".to_owned())
 }
 
 pub async fn run(args: Args) -> Result<()> {
