@@ -1,5 +1,5 @@
-/* Sockets of pods and of the node: the cgroup hooks of connect, sendmsg, recvmsg and getpeername. What they do lives in lib/services.h. */
-#include "lib/services.h"
+/* Sockets of pods and of the node: the cgroup hooks of connect, sendmsg, recvmsg and getpeername. What they do lives in lib/sockets.h. */
+#include "lib/sockets.h"
 
 #define SOCKET_ALLOW 1
 #define SOCKET_REFUSE 0
@@ -36,21 +36,21 @@ static __always_inline void write_v6(struct bpf_sock_addr *socket, const struct 
     socket->user_port = peer->port;
 }
 
-static __always_inline int leave_v4(struct bpf_sock_addr *socket)
+static __always_inline int leave_v4(struct bpf_sock_addr *socket, enum socket_call call)
 {
     struct destination peer;
     read_v4(socket, &peer);
-    int result = translate(socket, &peer);
+    int result = translate(socket, &peer, call);
     if (result == TRANSLATION_DONE)
         write_v4(socket, &peer);
     return result == TRANSLATION_REFUSED ? SOCKET_REFUSE : SOCKET_ALLOW;
 }
 
-static __always_inline int leave_v6(struct bpf_sock_addr *socket)
+static __always_inline int leave_v6(struct bpf_sock_addr *socket, enum socket_call call)
 {
     struct destination peer;
     read_v6(socket, &peer);
-    int result = translate(socket, &peer);
+    int result = translate(socket, &peer, call);
     if (result == TRANSLATION_DONE)
         write_v6(socket, &peer);
     return result == TRANSLATION_REFUSED ? SOCKET_REFUSE : SOCKET_ALLOW;
@@ -77,25 +77,25 @@ static __always_inline int show_v6(struct bpf_sock_addr *socket)
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *socket)
 {
-    return leave_v4(socket);
+    return leave_v4(socket, CALL_CONNECT);
 }
 
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *socket)
 {
-    return leave_v6(socket);
+    return leave_v6(socket, CALL_CONNECT);
 }
 
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *socket)
 {
-    return leave_v4(socket);
+    return leave_v4(socket, CALL_SEND);
 }
 
 SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *socket)
 {
-    return leave_v6(socket);
+    return leave_v6(socket, CALL_SEND);
 }
 
 SEC("cgroup/recvmsg4")

@@ -1,4 +1,5 @@
 /* The one object: every hook's program over one set of maps. No code of its own. */
+#include "end_sockets.bpf.c"
 #include "from_net.bpf.c"
 #include "from_pod.bpf.c"
 #include "sockets.bpf.c"

@@ -106,6 +106,14 @@ struct weft_reverse {
     __u32 service;
 };
 
+/* Map `choices`: as `reverses`, from the frontend to the backend that the socket sends to. */
+
+/* Map `connected_sockets`, in the socket itself: the backend that a node's process has connected a datagram socket to. */
+struct weft_connected {
+    __u32 list;
+    struct weft_backend backend;
+};
+
 /* Map `nat`, one entry for each direction of a translated connection, by the packet as it arrives. Host order ports. */
 struct weft_nat_key {
     struct weft_addr source;

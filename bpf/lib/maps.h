@@ -35,6 +35,8 @@ WEFT_MAP(affinities, BPF_MAP_TYPE_LRU_HASH, struct weft_affinity_key, struct wef
 WEFT_MAP(nat, BPF_MAP_TYPE_LRU_HASH, struct weft_nat_key, struct weft_nat, 1 << 17, 0);
 WEFT_MAP(announced, BPF_MAP_TYPE_HASH, struct weft_addr, __u32, 1 << 12, BPF_F_NO_PREALLOC);
 WEFT_MAP(reverses, BPF_MAP_TYPE_LRU_HASH, struct weft_reverse_key, struct weft_reverse, 1 << 15, 0);
+WEFT_MAP(choices, BPF_MAP_TYPE_LRU_HASH, struct weft_reverse_key, struct weft_reverse, 1 << 15, 0);
+WEFT_MAP(connected_sockets, BPF_MAP_TYPE_SK_STORAGE, int, struct weft_connected, 0, BPF_F_NO_PREALLOC);
 WEFT_MAP(flows, BPF_MAP_TYPE_LRU_HASH, struct weft_flow_key, struct weft_flow, 1 << 17, 0);
 WEFT_MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct weft_fragment_key, struct weft_fragment, 1 << 13, 0);
 WEFT_MAP(epoch, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);

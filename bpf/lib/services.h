@@ -1,125 +1,170 @@
-/* From a service's address to a backend's and back, at the socket. The hooks' own context handling lives in the hooks. */
+/* From a service's address to one of its backends, for sockets and packets alike. Sockets' own part lives in sockets.h. */
 #pragma once
-#include "events.h"
+#include <bpf/bpf_endian.h>
 
-#define ERROR_REFUSED (-111)
+#include "addresses.h"
+#include "maps.h"
 
-struct destination {
+#define NANOSECONDS 1000000000ULL
+#define SLOTS_PER_WORD 4
+
+/* Who asks for whom, as on the wire; the client's port is 0 where nobody knows it yet. Ports in host order. */
+struct asking {
+    struct weft_addr client;
     struct weft_addr addr;
-    /* Network order. */
+    __u16 client_port;
     __u16 port;
     __u8 protocol;
 };
 
-enum translation {
-    TRANSLATION_NONE,
-    TRANSLATION_DONE,
-    TRANSLATION_REFUSED,
+/* Which of a frontend's two lists. */
+enum scope {
+    SCOPE_CLUSTER,
+    SCOPE_EDGE,
 };
 
-static __always_inline void report_socket(struct bpf_sock_addr *socket, const struct weft_service_key *frontend,
-                                          const struct weft_backend *backend, __u32 service, __u8 reason)
-{
-    struct weft_event *event = reserve_event(backend ? WEFT_EVENT_TRANSLATED : WEFT_EVENT_REFUSED, WEFT_HOOK_SOCKET, reason);
-    if (!event)
-        return;
-    event->socket = bpf_get_socket_cookie(socket);
-    event->netns = bpf_get_netns_cookie(socket);
-    event->destination = frontend->addr;
-    event->destination_port = bpf_ntohs(frontend->port);
-    event->protocol = frontend->protocol;
-    event->service = service;
-    if (backend) {
-        event->backend = backend->addr;
-        event->backend_port = bpf_ntohs(backend->port);
-    }
-    submit_event(event);
-}
+/* What an address is to services. */
+enum standing {
+    STANDING_OTHER,
+    /* Of this node or another: node ports answer there. */
+    STANDING_NODE,
+    /* In the services' prefixes, whether or not anybody serves it. */
+    STANDING_SERVICES,
+};
 
-static __always_inline int refuse_socket(struct bpf_sock_addr *socket, const struct weft_service_key *frontend, __u32 service,
-                                         __u8 reason)
-{
-    count(reason, 1, 0);
-    if (may_report_denial())
-        report_socket(socket, frontend, NULL, service, reason);
-    bpf_set_retval(ERROR_REFUSED);
-    return TRANSLATION_REFUSED;
-}
-
-/* In the services' prefixes, whether or not anybody serves it. */
-static __always_inline bool is_service_address(const struct weft_addr *addr)
-{
-    struct weft_prefix key = {.bits = 128, .addr = *addr};
-    const struct weft_route *route = bpf_map_lookup_elem(&routes, &key);
-    return route && route->kind == WEFT_ROUTE_SERVICES;
-}
-
-/* One of the node's own addresses (the name server's is one), which no service can take from it. */
-static __always_inline bool is_node_address(const struct weft_addr *addr)
+static __always_inline enum standing standing_of(const struct weft_addr *addr)
 {
     const struct weft_endpoint *endpoint = bpf_map_lookup_elem(&endpoints, addr);
-    return endpoint && endpoint->kind == WEFT_ENDPOINT_HOST;
+    if (endpoint)
+        return endpoint->kind == WEFT_ENDPOINT_HOST ? STANDING_NODE : STANDING_OTHER;
+    struct weft_prefix key = {.bits = 128, .addr = *addr};
+    const struct weft_route *route = bpf_map_lookup_elem(&routes, &key);
+    if (!route)
+        return STANDING_OTHER;
+    if (route->kind == WEFT_ROUTE_REMOTE && !(route->flags & WEFT_ROUTE_IS_POD))
+        return STANDING_NODE;
+    return route->kind == WEFT_ROUTE_SERVICES ? STANDING_SERVICES : STANDING_OTHER;
 }
 
-static __always_inline const struct weft_backend *pick_backend(const struct weft_service *service)
+/* The frontend of exactly this address, protocol and port (network order). */
+static __always_inline const struct weft_service *find_frontend(const struct weft_addr *addr, __u16 port, __u8 protocol)
 {
-    struct weft_backend_key key = {.list = service->list};
-    __u32 backends_now = service->slots;
-    if (!backends_now)
-        return NULL;
-    key.slot = bpf_get_prandom_u32() % backends_now;
-    const struct weft_backend *backend = bpf_map_lookup_elem(&backends, &key);
-    if (backend)
-        return backend;
-    /* The list shrank between the two look-ups; the first slot goes last. */
-    key.slot = 0;
-    return bpf_map_lookup_elem(&backends, &key);
+    struct weft_service_key key = {.addr = *addr, .port = port, .protocol = protocol};
+    return bpf_map_lookup_elem(&services, &key);
 }
 
-/* False: this socket has sent to that backend under this name before. */
-static __always_inline bool remember(struct bpf_sock_addr *socket, const struct weft_service_key *frontend,
-                                     const struct weft_backend *backend, __u32 service)
+/* The node port, if `addr` is a node's: its frontend has the family's unspecified address. */
+static __always_inline const struct weft_service *find_node_port(const struct weft_addr *addr, __u16 port, __u8 protocol)
 {
-    struct weft_reverse_key key = {.socket = bpf_get_socket_cookie(socket), .addr = backend->addr, .port = backend->port};
-    struct weft_reverse reverse = {.addr = frontend->addr, .port = frontend->port, .service = service};
-    const struct weft_reverse *known = bpf_map_lookup_elem(&reverses, &key);
-    if (known && known->service == service)
+    struct weft_service_key key = {.port = port, .protocol = protocol};
+    if (is_v4(addr))
+        set_v4(&key.addr, 0);
+    return bpf_map_lookup_elem(&services, &key);
+}
+
+static __always_inline bool is_member(__u32 list, const struct weft_backend *backend)
+{
+    struct weft_member_key key = {.list = list, .addr = backend->addr, .port = backend->port};
+    return bpf_map_lookup_elem(&members, &key);
+}
+
+static __always_inline __u32 rotate(__u32 word, __u32 bits)
+{
+    return word << bits | word >> (32 - bits);
+}
+
+/* weft_plan::maglev::Connection::hash: MurmurHash3 (x86, 32 bit) over ten words. */
+static __always_inline __u32 mix(__u32 hash, __u32 word)
+{
+    hash ^= rotate(word * 0xcc9e2d51, 15) * 0x1b873593;
+    return rotate(hash, 13) * 5 + 0xe6546b64;
+}
+
+static __always_inline __u32 hash_of(const struct asking *asking)
+{
+    __u32 hash = 0;
+#pragma unroll
+    for (int word = 0; word < 4; word++)
+        hash = mix(hash, bpf_ntohl(asking->client.words[word]));
+#pragma unroll
+    for (int word = 0; word < 4; word++)
+        hash = mix(hash, bpf_ntohl(asking->addr.words[word]));
+    hash = mix(hash, (__u32)asking->client_port << 16 | asking->port);
+    hash = mix(hash, asking->protocol) ^ 40;
+    hash = (hash ^ hash >> 16) * 0x85ebca6b;
+    hash = (hash ^ hash >> 13) * 0xc2b2ae35;
+    return hash ^ hash >> 16;
+}
+
+/* A table of another size than `size` is one that is being replaced: the first slot then serves, and always exists. */
+static __always_inline __u32 hashed_slot(__u32 list, __u32 size, __u32 hash)
+{
+    void *table = bpf_map_lookup_elem(&maglev, &list);
+    if (!table || !size)
+        return 0;
+    __u32 slot = hash % size, word = slot / SLOTS_PER_WORD;
+    const __u64 *slots = bpf_map_lookup_elem(table, &word);
+    return slots ? (*slots >> slot % SLOTS_PER_WORD * 16) & 0xffff : 0;
+}
+
+static __always_inline bool backend_at(__u32 list, __u32 slot, struct weft_backend *backend)
+{
+    struct weft_backend_key key = {.list = list, .slot = slot};
+    const struct weft_backend *found = bpf_map_lookup_elem(&backends, &key);
+    if (!found) {
+        /* The list shrank between two look-ups; the first slot goes last. */
+        key.slot = 0;
+        found = bpf_map_lookup_elem(&backends, &key);
+    }
+    if (!found)
         return false;
-    bpf_map_update_elem(&reverses, &key, &reverse, BPF_ANY);
+    *backend = *found;
     return true;
 }
 
-static __always_inline int translate(struct bpf_sock_addr *socket, struct destination *destination)
+/* The backend of the client's last connection, if that is recent and the backend still a member. */
+static __always_inline bool recall(const struct weft_affinity_key *key, __u32 seconds, __u32 list, struct weft_backend *backend)
 {
-    struct weft_service_key key = {.addr = destination->addr, .port = destination->port, .protocol = destination->protocol};
-    if (key.protocol != PROTOCOL_TCP && key.protocol != PROTOCOL_UDP)
-        return TRANSLATION_NONE;
-    const struct weft_service *service = bpf_map_lookup_elem(&services, &key);
-    if ((!service && !is_service_address(&key.addr)) || is_node_address(&key.addr))
-        return TRANSLATION_NONE;
-    if (!service)
-        return refuse_socket(socket, &key, 0, WEFT_REASON_NOT_TRANSLATED);
-    __u32 id = service->id;
-    const struct weft_backend *backend = pick_backend(service);
-    if (!backend)
-        return refuse_socket(socket, &key, id, WEFT_REASON_NO_READY_BACKENDS);
-    if (key.protocol == PROTOCOL_TCP || remember(socket, &key, backend, id))
-        report_socket(socket, &key, backend, id, WEFT_REASON_NONE);
-    destination->addr = backend->addr;
-    destination->port = backend->port;
-    return TRANSLATION_DONE;
+    struct weft_affinity *known = bpf_map_lookup_elem(&affinities, key);
+    __u64 now = bpf_ktime_get_ns();
+    if (!known || now - known->last_used >= seconds * NANOSECONDS)
+        return false;
+    *backend = known->backend;
+    if (!is_member(list, backend))
+        return false;
+    known->last_used = now;
+    return true;
 }
 
-/* The service address under which the socket knows this peer. */
-static __always_inline bool translate_back(struct bpf_sock_addr *socket, struct destination *peer)
+static __always_inline bool choose(const struct weft_service *service, const struct asking *asking, enum scope scope,
+                                   struct weft_backend *backend)
 {
-    if (peer->protocol != PROTOCOL_UDP)
+    if (scope == SCOPE_EDGE)
+        return service->edge_hashed_slots &&
+               backend_at(service->edge_list, hashed_slot(service->edge_list, service->edge_hashed_slots, hash_of(asking)), backend);
+    __u32 slots = service->slots;
+    if (!slots)
         return false;
-    struct weft_reverse_key key = {.socket = bpf_get_socket_cookie(socket), .addr = peer->addr, .port = peer->port};
-    const struct weft_reverse *reverse = bpf_map_lookup_elem(&reverses, &key);
-    if (!reverse)
+    __u32 slot = service->flags & WEFT_SERVICE_HASHED ? hashed_slot(service->list, service->hashed_slots, hash_of(asking))
+                                                      : bpf_get_prandom_u32() % slots;
+    return backend_at(service->list, slot, backend);
+}
+
+/* One backend for whom `asking` describes; false: there is none. `service` is the frontend's entry in `services`. */
+static __noinline bool pick_backend(const struct weft_service *service, const struct asking *asking, enum scope scope,
+                                    struct weft_backend *backend)
+{
+    if (!service || !asking || !backend)
         return false;
-    peer->addr = reverse->addr;
-    peer->port = reverse->port;
+    __u32 seconds = service->affinity;
+    if (!seconds)
+        return choose(service, asking, scope, backend);
+    struct weft_affinity_key key = {.client = asking->client, .service = service->id};
+    if (recall(&key, seconds, scope == SCOPE_EDGE ? service->edge_list : service->list, backend))
+        return true;
+    if (!choose(service, asking, scope, backend))
+        return false;
+    struct weft_affinity chosen = {.last_used = bpf_ktime_get_ns(), .backend = *backend};
+    bpf_map_update_elem(&affinities, &key, &chosen, BPF_ANY);
     return true;
 }

@@ -59,6 +59,7 @@ pub fn layouts() -> Vec<Layout> {
         crate::SourceKey::layout(),
         crate::AffinityKey::layout(),
         crate::AffinityValue::layout(),
+        crate::ConnectedValue::layout(),
         crate::NatKey::layout(),
         crate::NatValue::layout(),
         crate::ReverseKey::layout(),

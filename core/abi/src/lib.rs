@@ -18,6 +18,6 @@ pub use layout::{Field, Layout, layouts};
 pub use policies::{PolicyFlags, PolicyKeyBits, PolicyMapKey, PolicyValue};
 pub use routes::{RouteFlags, RouteKind, RouteValue};
 pub use services::{
-    AffinityKey, AffinityValue, BackendKey, BackendValue, MemberKey, NatFlags, NatKey, NatValue, ReverseKey,
-    ReverseValue, ServiceFlags, ServiceKey, ServiceValue, SourceKey,
+    AffinityKey, AffinityValue, BackendKey, BackendValue, ConnectedValue, MemberKey, NatFlags, NatKey,
+    NatValue, ReverseKey, ReverseValue, ServiceFlags, ServiceKey, ServiceValue, SourceKey,
 };

@@ -119,6 +119,13 @@ shared! {
 }
 
 shared! {
+    "weft_connected" ConnectedValue {
+        list: u32,
+        backend: BackendValue,
+    }
+}
+
+shared! {
     "weft_nat_key" NatKey {
         source: AddrKey,
         destination: AddrKey,

@@ -20,4 +20,4 @@ pub use matrix::{Cell, Target, matrix};
 pub use packets::{Body, Fragment, FragmentId, Header, Packet, Quoted, TcpFlags, Unreadable};
 pub use policies::{Judgement, Ruling, class_of, egress, ingress, judge, policy_lookup, set_of};
 pub use reach::{Cluster, Reach};
-pub use sockets::{Connect, connect};
+pub use sockets::{Asker, Chance, Connect, Owner, Served, connect, served};

@@ -1,11 +1,12 @@
 //! From the plan to the kernel: only what differs, put before remove, referenced before referring
 //! (docs/design/datapath.md, "Order of changes").
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use weft_abi::{AddrKey, EndpointKind, EndpointValue, PrefixKey};
-use weft_model::Addr;
+use weft_model::{Addr, Protocol};
 use weft_plan::{Changes, Frontend, NodePlan};
 
 use crate::datapath::{Datapath, Memory};
@@ -52,6 +53,10 @@ struct Difference {
     routes: Changes<PrefixKey, weft_abi::RouteValue>,
     services: Changes<weft_abi::ServiceKey, weft_abi::ServiceValue>,
     backends: Changes<weft_abi::BackendKey, weft_abi::BackendValue>,
+    members: Changes<weft_abi::MemberKey, u32>,
+    maglev: Changes<u32, Arc<[u64]>>,
+    source_ranges: Changes<weft_abi::SourceKey, u32>,
+    announced: Changes<AddrKey, u32>,
 }
 
 impl Difference {
@@ -64,6 +69,10 @@ impl Difference {
             routes: Changes::between(&from.routes, &to.routes),
             services: Changes::between(&from.services, &to.services),
             backends: Changes::between(&from.backends, &to.backends),
+            members: Changes::between(&from.members, &to.members),
+            maglev: Changes::between(&from.maglev, &to.maglev),
+            source_ranges: Changes::between(&from.source_ranges, &to.source_ranges),
+            announced: Changes::between(&from.announced, &to.announced),
         }
     }
 
@@ -93,6 +102,10 @@ impl Difference {
         tables.insert("routes", (self.routes.put.len(), self.routes.remove.len()));
         tables.insert("services", (self.services.put.len(), self.services.remove.len()));
         tables.insert("backends", (self.backends.put.len(), self.backends.remove.len()));
+        tables.insert("announced", (self.announced.put.len(), self.announced.remove.len()));
+        tables.insert("source_ranges", (self.source_ranges.put.len(), self.source_ranges.remove.len()));
+        tables.insert("maglev", (self.maglev.put.len(), self.maglev.remove.len()));
+        tables.insert("members", (self.members.put.len(), self.members.remove.len()));
     }
 }
 
@@ -118,6 +131,9 @@ impl Datapath {
         self.remove(&difference)?;
         if difference.removes_judgement() {
             self.raise_epoch()?;
+        }
+        if loses_datagram_members(&difference, [&from, &to]) {
+            self.end_sockets()?;
         }
         report.epoch = self.epoch()?;
         self.finish(&mut memory, plan)?;
@@ -148,8 +164,12 @@ impl Datapath {
         put(&maps.policies, &difference.policies)?;
         put(&maps.classes, &difference.classes)?;
         put(&maps.class_blocks, &difference.class_blocks)?;
+        put(&maps.members, &difference.members)?;
         put(&maps.backends, &difference.backends)?;
+        maps.maglev.put(&difference.maglev.put)?;
+        put(&maps.source_ranges, &difference.source_ranges)?;
         put(&maps.services, &difference.services)?;
+        put(&maps.announced, &difference.announced)?;
         put(&maps.routes, &difference.routes)?;
         put(&maps.endpoints, &difference.endpoints)
     }
@@ -158,8 +178,12 @@ impl Datapath {
         let maps = self.maps();
         remove(&maps.endpoints, &difference.endpoints)?;
         remove(&maps.routes, &difference.routes)?;
+        remove(&maps.announced, &difference.announced)?;
         remove(&maps.services, &difference.services)?;
+        remove(&maps.source_ranges, &difference.source_ranges)?;
+        maps.maglev.remove(&difference.maglev.remove)?;
         remove(&maps.backends, &difference.backends)?;
+        remove(&maps.members, &difference.members)?;
         remove(&maps.class_blocks, &difference.class_blocks)?;
         remove(&maps.classes, &difference.classes)?;
         remove(&maps.policies, &difference.policies)
@@ -180,8 +204,22 @@ impl Datapath {
             routes: maps.routes.read()?,
             services: maps.services.read()?,
             backends: maps.backends.read()?,
+            members: maps.members.read()?,
+            maglev: maps.maglev.read()?,
+            source_ranges: maps.source_ranges.read()?,
+            announced: maps.announced.read()?,
         })
     }
+}
+
+/// Connected sockets may rest on them.
+fn loses_datagram_members(difference: &Difference, tables: [&KernelTables; 2]) -> bool {
+    let services = tables.into_iter().flat_map(|tables| &tables.services);
+    let lists: BTreeSet<u32> = services
+        .filter(|(key, _)| key.protocol == Protocol::UDP.0)
+        .map(|(_, service)| service.list)
+        .collect();
+    difference.members.remove.iter().any(|member| lists.contains(&member.list))
 }
 
 fn not_ready(tables: &KernelTables) -> Vec<Addr> {
@@ -224,6 +262,21 @@ impl Describe for weft_abi::PolicyMapKey {
 impl Describe for weft_abi::ServiceKey {
     fn describe(&self) -> String {
         format!("service {}", Frontend::from(*self))
+    }
+}
+
+impl Describe for weft_abi::MemberKey {
+    fn describe(&self) -> String {
+        let (addr, port) = (Addr::from(self.addr), u16::from_be(self.port));
+        format!("member {addr} port {port} of backend list {:08x}", self.list)
+    }
+}
+
+impl Describe for weft_abi::SourceKey {
+    fn describe(&self) -> String {
+        let bits = self.bits.saturating_sub(weft_abi::SourceKey::BITS_SERVICE);
+        let prefix = PrefixKey { bits, addr: self.addr }.describe();
+        format!("source {prefix} of frontend {:08x}", self.service)
     }
 }
 

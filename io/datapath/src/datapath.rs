@@ -10,15 +10,18 @@ use libbpf_rs::libbpf_sys;
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 use weft_abi::{
     AddrKey, BackendKey, BackendValue, Config as ProgramConfig, Count, EndpointValue, FlowKey, FlowValue,
-    PolicyMapKey, PolicyValue, PrefixKey, RouteValue, RoutingNumber, ServiceKey, ServiceValue,
+    MemberKey, PolicyMapKey, PolicyValue, PrefixKey, RouteValue, RoutingNumber, ServiceKey, ServiceValue,
+    SourceKey,
 };
 use weft_model::Routing;
 
 use crate::error::OpenError;
 use crate::links::{self, Place};
+use crate::maglev::MaglevTables;
 use crate::maps::Table;
 use crate::masquerade;
 use crate::netlink::Netlink;
+use crate::netns::netns_cookie;
 use crate::node::{self, Ports};
 use crate::pods::{DEVICE_PREFIX, pod_links};
 use crate::programs::Programs;
@@ -62,6 +65,10 @@ pub(crate) struct Maps {
     pub routes: Table<PrefixKey, RouteValue>,
     pub services: Table<ServiceKey, ServiceValue>,
     pub backends: Table<BackendKey, BackendValue>,
+    pub members: Table<MemberKey, u32>,
+    pub maglev: MaglevTables,
+    pub source_ranges: Table<SourceKey, u32>,
+    pub announced: Table<AddrKey, u32>,
     pub flows: Table<FlowKey, FlowValue>,
     pub epoch: Table<u32, u32>,
     pub counters: Table<u32, Count>,
@@ -100,7 +107,7 @@ impl Datapath {
         let netlink = Netlink::open()?;
         let ports = node::prepare(&netlink, &config.uplink, config.routing)?;
         let programs =
-            Programs::load(&maps_dir(&config), &program_config(&config, &ports), config.flow_entries)?;
+            Programs::load(&maps_dir(&config), &program_config(&config, &ports)?, config.flow_entries)?;
         let maps = Maps::of(&programs)?;
         let memory = Memory { attach_after_apply: programs.were_maps_recreated(), ..Default::default() };
         let datapath = Self { config, programs, maps, netlink, ports, memory: Mutex::new(memory) };
@@ -234,6 +241,10 @@ impl Maps {
             routes: Table::new(programs.map("routes")?, "routes"),
             services: Table::new(programs.map("services")?, "services"),
             backends: Table::new(programs.map("backends")?, "backends"),
+            members: Table::new(programs.map("members")?, "members"),
+            maglev: MaglevTables::new(programs.map("maglev")?),
+            source_ranges: Table::new(programs.map("source_ranges")?, "source_ranges"),
+            announced: Table::new(programs.map("announced")?, "announced"),
             flows: Table::new(programs.map("flows")?, "flows"),
             epoch: Table::new(programs.map("epoch")?, "epoch"),
             counters: Table::new(programs.map("counters")?, "counters"),
@@ -245,19 +256,22 @@ fn maps_dir(config: &Config) -> PathBuf {
     config.bpffs_dir.join("maps")
 }
 
-fn program_config(config: &Config, ports: &Ports) -> ProgramConfig {
+fn program_config(config: &Config, ports: &Ports) -> Result<ProgramConfig, OpenError> {
     let (routing, vni) = match config.routing {
         Routing::Direct => (RoutingNumber::DIRECT, 0),
         Routing::Vxlan { vni, .. } => (RoutingNumber::VXLAN, vni),
     };
-    ProgramConfig {
+    let host_netns = netns_cookie()
+        .map_err(|source| OpenError::File { path: PathBuf::from("/proc/self/ns/net"), source })?;
+    Ok(ProgramConfig {
+        host_netns,
         uplink_ifindex: ports.uplink.index,
         tunnel_ifindex: ports.tunnel.as_ref().map(|tunnel| tunnel.index).unwrap_or_default(),
         routing,
         vni,
         denied_events: DENIED_EVENTS,
         ..Default::default()
-    }
+    })
 }
 
 fn is_pod_device(name: &str) -> bool {

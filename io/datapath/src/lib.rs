@@ -11,6 +11,7 @@ mod device;
 mod error;
 mod events;
 mod links;
+mod maglev;
 mod maps;
 mod masquerade;
 mod netlink;
@@ -20,6 +21,8 @@ mod pods;
 mod programs;
 mod read_back;
 mod routes;
+mod service_entries;
+mod sockets;
 mod tables;
 
 pub use apply::Report;

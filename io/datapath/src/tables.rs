@@ -1,15 +1,20 @@
 //! The plan as raw map entries. Pure: putting them into the kernel lives in `apply`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use weft_abi::{
-    AddrKey, BackendKey, BackendValue, EndpointFlags, EndpointKind, EndpointValue, PolicyMapKey, PolicyValue,
-    PrefixKey, RouteFlags, RouteKind, RouteValue, ServiceKey, ServiceValue,
+    AddrKey, BackendKey, BackendValue, EndpointFlags, EndpointKind, EndpointValue, MemberKey, PolicyMapKey,
+    PolicyValue, PrefixKey, RouteFlags, RouteKind, RouteValue, ServiceKey, ServiceValue, SourceKey,
 };
 use weft_model::{Addr, Cidr};
 use weft_plan::{EndpointPlan, NodePlan};
 
 use crate::pods::PodLink;
+use crate::service_entries::{self, Hashing, ListEntries, Localhost, lists_of};
+
+/// What map entries without a value of their own hold.
+pub(crate) const PRESENT: u32 = 1;
 
 /// Everything that the agent, and not a program, writes into maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +26,11 @@ pub struct KernelTables {
     pub routes: BTreeMap<PrefixKey, RouteValue>,
     pub services: BTreeMap<ServiceKey, ServiceValue>,
     pub backends: BTreeMap<BackendKey, BackendValue>,
+    pub members: BTreeMap<MemberKey, u32>,
+    /// By list: the words of its table.
+    pub maglev: BTreeMap<u32, Arc<[u64]>>,
+    pub source_ranges: BTreeMap<SourceKey, u32>,
+    pub announced: BTreeMap<AddrKey, u32>,
 }
 
 impl KernelTables {
@@ -103,21 +113,30 @@ impl KernelTables {
     }
 
     fn add_services(&mut self, plan: &NodePlan) {
+        self.announced = plan.announced.iter().map(|addr| ((*addr).into(), PRESENT)).collect();
+        let localhost = localhost(plan);
+        let mut lists = HashMap::new();
         for (frontend, service) in &plan.services {
-            let list = &service.list;
-            let value = ServiceValue {
-                id: service.id.0,
-                list: list.id.0,
-                slots: list.backends.len() as u32,
-                ..Default::default()
-            };
+            let value = service_entries::service_value(frontend, service, localhost);
             self.services.insert(frontend.into(), value);
-            for (slot, backend) in list.backends.iter().enumerate() {
-                let key = BackendKey { list: list.id.0, slot: slot as u32 };
-                self.backends.insert(key, BackendValue::new(backend.addr, backend.port));
+            let sources = service_entries::source_keys(frontend, service).into_iter();
+            self.source_ranges.extend(sources.map(|key| (key, PRESENT)));
+            for (list, hashing) in lists_of(service) {
+                let known = lists.entry(list.id.0).or_insert((list, Hashing::Never));
+                known.1 = known.1.max(hashing);
             }
         }
+        for (id, (list, hashing)) in lists {
+            let entries = ListEntries::of(list, hashing);
+            self.backends.extend(entries.backends(id));
+            self.members.extend(entries.members(id));
+            self.maglev.extend(entries.table.map(|table| (id, table)));
+        }
     }
+}
+
+pub(crate) fn localhost(plan: &NodePlan) -> Localhost {
+    if plan.settings.localhost_node_ports { Localhost::Open } else { Localhost::Closed }
 }
 
 fn endpoint_value(endpoint: &EndpointPlan, link: Option<&PodLink>) -> EndpointValue {
