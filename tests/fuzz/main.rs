@@ -13,7 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use weft_decide::{
-    Arrival, Epoch, MemoryFlows, Moment, Packet, Time, connect, from_net, from_pod, matrix, to_pod,
+    Arrival, Asker, Chance, Epoch, MemoryFlows, Moment, Owner, Packet, Time, connect, from_net, from_pod,
+    matrix, to_pod,
 };
 use weft_model::testing::{Cluster, clusters, frames_for};
 use weft_model::{Finding, NodeName, Protocol, Severity};
@@ -199,7 +200,14 @@ fn no_frame_makes_anything_panic() {
             }
             from_net(&plan, &mut flows, at, Arrival::Uplink, &packet);
             if let Ok(Packet { destination, body: Ok(body), .. }) = packet {
-                connect(&plan, Protocol::TCP, destination, body.destination_port, entropy);
+                let port = body.destination_port;
+                let chance = Chance { entropy, last: Some((destination, port)) };
+                for owner in [Owner::Pod, Owner::Node] {
+                    let asker = Asker { owner, netns_cookie: entropy.into() };
+                    for protocol in [Protocol::TCP, Protocol::UDP] {
+                        connect(&plan, asker, protocol, destination, port, chance);
+                    }
+                }
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use weft_plan::{Backend, NextHop, NodePlan, RuleCause, ServicePlan};
 
 use crate::journey::{Place, place};
 use crate::policies::{self, Ruling};
-use crate::sockets::{Connect, connect};
+use crate::sockets::{Owner, Served, no_backends, served};
 
 /// What an application sees that connects, or sends and awaits an answer.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -181,10 +181,16 @@ impl<'a> Cluster<'a> {
         protocol: Protocol,
         port: Port,
     ) -> Sockets<'c> {
-        match connect(plan, protocol, to, port, 0) {
-            Connect::Unchanged => Sockets::Unchanged,
-            Connect::Refused { reason, service } => Sockets::Refused { reason, service },
-            Connect::To { service, .. } => Sockets::Balanced { service, backends: service.backends() },
+        if !matches!(protocol, Protocol::TCP | Protocol::UDP) {
+            return Sockets::Unchanged;
+        }
+        match served(plan, Owner::Pod, protocol, to, port) {
+            Served::Not => Sockets::Unchanged,
+            Served::ByNobody => Sockets::Refused { reason: Reason::NotTranslated, service: None },
+            Served::By(service) if service.backends().is_empty() => {
+                Sockets::Refused { reason: no_backends(service), service: Some(service) }
+            }
+            Served::By(service) => Sockets::Balanced { service, backends: service.backends() },
         }
     }
 

@@ -81,8 +81,13 @@ pub fn connect<'a>(
     };
     match choose(service, &connection, chance) {
         Some(backend) => Connect::To { service, backend },
-        None => Connect::Refused { reason: Reason::NoReadyBackends, service: Some(service) },
+        None => Connect::Refused { reason: no_backends(service), service: Some(service) },
     }
+}
+
+/// Why a service without backends refuses.
+pub fn no_backends(service: &ServicePlan) -> Reason {
+    if service.list.elsewhere { Reason::NoLocalBackends } else { Reason::NoReadyBackends }
 }
 
 /// Exact, then the node port of a node's address.
@@ -131,7 +136,8 @@ fn choose<'a>(
             backends.get(table[slot] as usize)
         }
         Balancing::Random => {
-            let shares = || backends.iter().flat_map(|one| std::iter::repeat_n(one, one.weight.0.max(1).into()));
+            let shares =
+                || backends.iter().flat_map(|one| std::iter::repeat_n(one, one.weight.0.max(1).into()));
             shares().nth(chance.entropy as usize % shares().count())
         }
     }
@@ -153,4 +159,72 @@ fn unspecified(family: Family) -> Addr {
 
 fn is_loopback(addr: Addr) -> bool {
     addr.to_ip() == std::net::Ipv4Addr::LOCALHOST || addr.to_ip() == std::net::Ipv6Addr::LOCALHOST
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use weft_model::{ServiceKey, Weight};
+    use weft_plan::{BackendList, ListId, ServiceId};
+
+    use super::*;
+
+    fn backend(last: u8, weight: u8) -> Backend {
+        let addr = Addr::from(std::net::Ipv4Addr::new(10, 244, 0, last));
+        Backend { weight: Weight(weight), ..Backend::at(addr, Port(8080)) }
+    }
+
+    fn service(backends: Vec<Backend>) -> ServicePlan {
+        ServicePlan::cluster_ip(ServiceId(1), ServiceKey::new("test", "web"), backends)
+    }
+
+    fn connection(client: u16) -> maglev::Connection {
+        maglev::Connection {
+            source: (netns_addr(7), Port(client)),
+            destination: ("10.96.0.1".parse().unwrap(), Port(80)),
+            protocol: Protocol::TCP,
+        }
+    }
+
+    fn last(backend: Option<&Backend>) -> Option<u8> {
+        backend.map(|backend| backend.addr.octets()[15])
+    }
+
+    #[test]
+    fn a_random_choice_follows_weights() {
+        let service = service(vec![backend(1, 1), backend(2, 3)]);
+        let chosen = |entropy| last(choose(&service, &connection(0), Chance { entropy, last: None }));
+        assert_eq!((0..5).map(chosen).collect::<Vec<_>>(), [1, 2, 2, 2, 1].map(Some));
+    }
+
+    #[test]
+    fn the_last_backend_stays_while_it_is_a_member() {
+        let service = service(vec![backend(1, 1), backend(2, 1)]);
+        let known = |last_octet| {
+            let last_one = backend(last_octet, 1);
+            Chance { entropy: 0, last: Some((last_one.addr, last_one.port)) }
+        };
+        assert_eq!(last(choose(&service, &connection(0), known(2))), Some(2));
+        assert_eq!(last(choose(&service, &connection(0), known(9))), Some(1));
+    }
+
+    #[test]
+    fn a_hash_takes_no_chances() {
+        let list = BackendList {
+            id: ListId(1),
+            backends: (1..=9).map(|last| backend(last, 1)).collect(),
+            elsewhere: false,
+        };
+        let service =
+            ServicePlan { balancing: Balancing::Maglev, list: Arc::new(list), ..service(Vec::new()) };
+        let chosen =
+            |client, entropy| last(choose(&service, &connection(client), Chance { entropy, last: None }));
+        for client in 0..50 {
+            assert_eq!(chosen(client, 1), chosen(client, 2));
+        }
+        let all: BTreeSet<_> = (0..500).map(|client| chosen(client, 0)).collect();
+        assert_eq!(all.len(), 9);
+    }
 }

@@ -2,8 +2,8 @@
 
 use k8s_openapi::api::networking::v1 as networking;
 use weft_decide::{
-    Action, Arrival, Connect, Epoch, MemoryFlows, Moment, Outcome, Packet, TcpFlags, Time, connect, from_net,
-    from_pod, to_pod,
+    Action, Arrival, Asker, Chance, Connect, Epoch, MemoryFlows, Moment, Outcome, Owner, Packet, TcpFlags,
+    Time, connect, from_net, from_pod, to_pod,
 };
 use weft_model::testing::frames::{FragmentPlace, Frame, FrameBody};
 use weft_model::testing::{Cluster, objects};
@@ -308,23 +308,30 @@ fn sockets_are_translated_or_refused() {
     world.cluster.services = vec![objects::service("shop", "server", &["10.96.0.20"], ports)];
     world.set_policies(Vec::new());
     let (service, port) = (addr("10.96.0.20"), Port(80));
-    let refused = |plan: &NodePlan, addr| match connect(plan, Protocol::TCP, addr, port, 0) {
+    let pod = Asker { owner: Owner::Pod, netns_cookie: 1 };
+    let first = Chance::default();
+    let refused = |plan: &NodePlan, addr| match connect(plan, pod, Protocol::TCP, addr, port, first) {
         Connect::Refused { reason, .. } => Some(reason),
         _ => None,
     };
     assert_eq!(refused(&world.plan, service), Some(Reason::NoReadyBackends));
     assert_eq!(refused(&world.plan, addr("10.96.0.99")), Some(Reason::NotTranslated));
     let open = [CLIENT, WORLD, "10.96.0.10", NODE];
-    assert!(
-        open.iter()
-            .all(|text| connect(&world.plan, Protocol::TCP, addr(text), port, 0) == Connect::Unchanged)
-    );
+    let connect_to = |asker, protocol, to| connect(&world.plan, asker, protocol, to, port, first);
+    assert!(open.iter().all(|text| connect_to(pod, Protocol::TCP, addr(text)) == Connect::Unchanged));
     let ready = || Default::default();
     let endpoints = vec![objects::endpoint(SERVER, ready()), objects::endpoint(REMOTE, ready())];
     let ports = vec![objects::endpoint_port("", "TCP", 8080)];
     world.cluster.slices = vec![objects::slice("shop", "server", "server-1", "IPv4", ports, endpoints)];
     world.set_policies(Vec::new());
-    let chosen = |entropy| match connect(&world.plan, Protocol::TCP, service, port, entropy) {
+    let chosen = |entropy| match connect(
+        &world.plan,
+        pod,
+        Protocol::TCP,
+        service,
+        port,
+        Chance { entropy, last: None },
+    ) {
         Connect::To { backend, .. } => (backend.addr, backend.port),
         other => panic!("{other:?}"),
     };

@@ -128,7 +128,10 @@ pub(crate) enum Localhost {
 }
 
 fn flags(frontend: &Frontend, service: &ServicePlan, localhost: Localhost) -> u32 {
-    let mut flags = service.edge.as_ref().map(|edge| edge_flags(edge, service)).unwrap_or_default();
+    let mut flags = service.edge.as_ref().map(edge_flags).unwrap_or_default();
+    if service.list.elsewhere {
+        flags |= ServiceFlags::LOCAL_ELSEWHERE;
+    }
     if !service.source_ranges.is_empty() {
         flags |= ServiceFlags::SOURCE_RANGES;
     }
@@ -142,14 +145,13 @@ fn flags(frontend: &Frontend, service: &ServicePlan, localhost: Localhost) -> u3
     flags
 }
 
-fn edge_flags(edge: &EdgePlan, service: &ServicePlan) -> u32 {
+fn edge_flags(edge: &EdgePlan) -> u32 {
     let mut flags = ServiceFlags::EDGE;
     if edge.policy == TrafficPolicy::Local {
         flags |= ServiceFlags::EDGE_LOCAL;
-        // Clients in the cluster have the list of all nodes.
-        if edge.list.backends.is_empty() && !service.list.backends.is_empty() {
-            flags |= ServiceFlags::EDGE_ELSEWHERE;
-        }
+    }
+    if edge.list.elsewhere {
+        flags |= ServiceFlags::EDGE_ELSEWHERE;
     }
     if edge.forwarding == Forwarding::Dsr {
         flags |= ServiceFlags::EDGE_DSR;
@@ -191,7 +193,7 @@ mod tests {
     }
 
     fn list(backends: Vec<Backend>) -> BackendList {
-        BackendList { id: ListId(7), backends }
+        BackendList { id: ListId(7), backends, elsewhere: false }
     }
 
     #[test]

@@ -1,62 +1,134 @@
-//! Services at the socket: processes in the node's cgroup meet backends under the service's address.
+//! Services at the socket: processes of pods and of the node meet backends under the service's address.
 
 mod support;
 
-use std::process::Command;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::net::UdpSocket;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use support::{Fabric, Node, Pod, addr, node_v4, serve_tcp, serve_udp, serve_udp_at};
-use weft_abi::EventKind;
-use weft_model::{Addr, Port, Protocol, Reason, Routing, ServiceKey};
-use weft_plan::{Backend, Frontend, ServiceId, ServicePlan};
+use libbpf_rs::{MapCore, MapFlags};
+use support::{Fabric, Namespace, Node, addr, node_v4, node_v6, serve_tcp, serve_udp, serve_udp_at};
+use weft_abi::{AffinityValue, EventKind};
+use weft_decide::{Asker, Chance, Connect, Owner};
+use weft_model::{Addr, Affinity, Balancing, Family, Port, Protocol, Reason, Routing, ServiceKey, Weight};
+use weft_plan::{Backend, BackendList, Exposure, Frontend, ListId, ServiceId, ServicePlan};
 
-/// What the process in the pod prints: `ok`, what it read, or the name of the error.
+/// Answers each line of its input: a kind of call, an address and a port. What it prints: `ok`, what it read and from
+/// whom, or the name of the error. A socket that was made by `udp-open` stays for the calls that name it.
 const CLIENT: &str = r#"
 import errno, socket, sys, time
-kind, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
-family = socket.AF_INET6 if ":" in address else socket.AF_INET
-start = time.monotonic()
-try:
+
+def family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+kept = None
+
+def answer(kind, address, port):
+    global kept
     if kind == "tcp":
-        s = socket.create_connection((address, port), timeout=10)
-        s.sendall(b"hello")
-        print(s.recv(16).decode(), s.getpeername()[0])
-    else:
-        s = socket.socket(family, socket.SOCK_DGRAM)
-        s.settimeout(10)
-        if kind == "udp-connected":
+        with socket.create_connection((address, port), timeout=10) as s:
+            s.sendall(b"hello")
+            return s.recv(16).decode(), s.getpeername()[0]
+    if kind == "tcp-start":
+        with socket.socket(family(address)) as s:
+            s.setblocking(False)
             s.connect((address, port))
-            s.send(b"hello")
-            print(s.recv(16).decode(), s.getpeername()[0], s.getpeername()[1])
-        else:
-            s.sendto(b"hello", (address, port))
-            data, peer = s.recvfrom(16)
-            print(data.decode(), peer[0], peer[1])
-except OSError as error:
-    quick = "at once" if time.monotonic() - start < 5 else "late"
-    print(errno.errorcode.get(error.errno, error), quick)
+            return "connected",
+    if kind in ("udp-open", "udp-connect") or kept is None:
+        kept = socket.socket(family(address), socket.SOCK_DGRAM)
+        kept.settimeout(10)
+    if kind == "udp-open":
+        return "open",
+    if kind in ("udp-connect", "udp-reconnect"):
+        kept.connect((address, port))
+        return "connected", kept.getpeername()[0], kept.getpeername()[1]
+    if kind == "udp-send":
+        kept.send(b"hello")
+    elif kind == "udp-receive":
+        pass
+    else:
+        kept.sendto(b"hello", (address, port))
+    data, peer = kept.recvfrom(64)
+    return data.decode(), peer[0], peer[1]
+
+for line in sys.stdin:
+    kind, address, port = line.split()
+    start = time.monotonic()
+    try:
+        print(*answer(kind, address, int(port)), flush=True)
+    except OSError as error:
+        quick = "at once" if time.monotonic() - start < 5 else "late"
+        print(errno.errorcode.get(error.errno, error), quick, flush=True)
 "#;
 
-fn run(node: &Node, pod: &Pod, kind: &str, to: &str, port: u16) -> String {
-    let procs = node.config.cgroup_dir.join("cgroup.procs");
-    let (kind, to) = (kind.to_owned(), to.to_owned());
-    pod.namespace.run(move || {
-        // The shell enters the cgroup, so that every socket of its successor is the node's.
-        let script = format!("echo 0 > {} && exec python3 -c \"$0\" \"$@\"", procs.display());
-        let output = Command::new("sh")
-            .args(["-c", &script, CLIENT, &kind, &to, &port.to_string()])
-            .output()
-            .expect("a shell is installed");
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{errors}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    })
+/// A process in the node's cgroup and in some network namespace.
+struct Client {
+    child: Child,
+    answers: BufReader<std::process::ChildStdout>,
 }
 
-fn add_service(node: &mut Node, id: u32, addr: Addr, protocol: Protocol, backends: &[(Addr, u16)]) {
-    let backends = backends.iter().map(|(addr, port)| Backend::at(*addr, Port(*port))).collect();
-    let service = ServicePlan::cluster_ip(ServiceId(id), ServiceKey::new("test", "web"), backends);
+impl Client {
+    fn start(node: &Node, namespace: &Namespace) -> Self {
+        let procs = node.config.cgroup_dir.join("cgroup.procs");
+        // The shell enters the cgroup, so that every socket of its successor is the node's.
+        let script = format!("echo 0 > {} && exec python3 -c \"$0\"", procs.display());
+        let mut child = namespace.run(move || {
+            let mut command = Command::new("sh");
+            command.args(["-c", &script, CLIENT]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            command.spawn().expect("a shell is installed")
+        });
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self { child, answers }
+    }
+
+    fn call(&mut self, kind: &str, to: &str, port: u16) -> String {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{kind} {to} {port}").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        answer.trim().to_owned()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.child.stdin.take();
+        self.child.wait().ok();
+    }
+}
+
+fn backends(list: &[(Addr, u16)]) -> Vec<Backend> {
+    list.iter().map(|(addr, port)| Backend::at(*addr, Port(*port))).collect()
+}
+
+fn add_service(node: &mut Node, id: u32, addr: Addr, protocol: Protocol, to: &[(Addr, u16)]) {
+    let service = ServicePlan::cluster_ip(ServiceId(id), ServiceKey::new("test", "web"), backends(to));
     node.plan.services.insert(Frontend { addr, protocol, port: Port(80) }, service);
+}
+
+fn add_node_port(node: &mut Node, id: u32, protocol: Protocol, to: &[(Addr, u16)]) {
+    let addr = match to[0].0.family() {
+        Family::V4 => addr("0.0.0.0"),
+        Family::V6 => addr("::"),
+    };
+    let service = ServicePlan {
+        exposure: Exposure::NodePort,
+        ..ServicePlan::cluster_ip(ServiceId(id), ServiceKey::new("test", "web"), backends(to))
+    };
+    node.plan.services.insert(Frontend { addr, protocol, port: Port(30080) }, service);
+}
+
+/// Answers each datagram with the server's own address.
+fn serve_own_name(namespace: &Namespace, own: Addr, port: u16) {
+    let socket = namespace.run(|| UdpSocket::bind(format!("[::]:{port}")).unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            socket.send_to(own.to_string().as_bytes(), from).ok();
+        }
+    });
 }
 
 const V4: &str = "10.96.1.1";
@@ -77,20 +149,25 @@ fn sockets_reach_backends_under_the_services_address() {
     serve_udp(&server.namespace, 5353);
     let reader = node.with(|datapath| datapath.events()).unwrap();
     let node = &fabric.nodes[0];
-    assert_eq!(run(node, &client, "tcp", V4, 80), format!("hello {}", server.v4));
-    assert_eq!(run(node, &client, "tcp", V6, 80), format!("hello {}", server.v6));
     let mapped = format!("::ffff:{V4}");
-    assert_eq!(run(node, &client, "tcp", &mapped, 80), format!("hello ::ffff:{}", server.v4));
-    for kind in ["udp-connected", "udp"] {
-        assert_eq!(run(node, &client, kind, V4, 80), format!("hello {V4} 80"), "{kind}");
-        assert_eq!(run(node, &client, kind, V6, 80), format!("hello {V6} 80"), "{kind}");
-        assert_eq!(run(node, &client, kind, &mapped, 80), format!("hello {mapped} 80"), "{kind}");
+    for namespace in [&client.namespace, &node.namespace] {
+        let mut process = Client::start(node, namespace);
+        assert_eq!(process.call("tcp", V4, 80), format!("hello {}", server.v4));
+        assert_eq!(process.call("tcp", V6, 80), format!("hello {}", server.v6));
+        assert_eq!(process.call("tcp", &mapped, 80), format!("hello ::ffff:{}", server.v4));
+    }
+    let mut process = Client::start(node, &node.namespace);
+    for to in [V4, V6, &mapped] {
+        assert_eq!(process.call("udp-connect", to, 80), format!("connected {to} 80"));
+        assert_eq!(process.call("udp-send", to, 80), format!("hello {to} 80"));
+        assert_eq!(process.call("udp-open", to, 80), "open");
+        assert_eq!(process.call("udp", to, 80), format!("hello {to} 80"));
     }
     let events = reader.poll(Duration::from_secs(1)).unwrap();
     let translated: Vec<_> = events.iter().filter(|event| event.kind == EventKind::Translated).collect();
-    assert!(translated.len() >= 9, "{translated:#?}");
-    assert!(translated.iter().all(|event| event.netns_cookie == client.link.netns_cookie));
+    assert_eq!(translated.len(), 12, "{translated:#?}");
     let first = translated[0];
+    assert_eq!(first.netns_cookie, client.link.netns_cookie);
     assert_eq!((first.destination, first.destination_port), (addr(V4), Port(80)));
     assert_eq!((first.service, first.backend), (Some(ServiceId(1)), Some((server.v4, Port(8080)))));
 }
@@ -107,25 +184,36 @@ fn services_without_backends_refuse_at_once() {
     }
     node.apply();
     serve_tcp(&server.namespace, 8080);
-    assert_eq!(run(node, &client, "tcp", V4, 80), format!("hello {}", server.v4));
+    let mut pod = Client::start(node, &client.namespace);
+    let mut process = Client::start(node, &node.namespace);
+    assert_eq!(pod.call("tcp", V4, 80), format!("hello {}", server.v4));
     for (id, frontend) in [(1, addr(V4)), (2, addr(V6))] {
         add_service(node, id, frontend, Protocol::TCP, &[]);
     }
     node.apply();
     for to in [V4, V6] {
-        assert_eq!(run(node, &client, "tcp", to, 80), "ECONNREFUSED at once");
-        assert_eq!(run(node, &client, "udp", to, 80), "ECONNREFUSED at once");
-        assert_eq!(run(node, &client, "udp-connected", to, 80), "ECONNREFUSED at once");
-        assert_eq!(run(node, &client, "tcp", to, 81), "ECONNREFUSED at once", "not a port of the service");
+        for client in [&mut pod, &mut process] {
+            assert_eq!(client.call("tcp", to, 80), "ECONNREFUSED at once");
+            assert_eq!(client.call("tcp", to, 81), "ECONNREFUSED at once", "not a port of the service");
+        }
+        assert_eq!(process.call("udp-connect", to, 80), "ECONNREFUSED at once");
+        assert_eq!(process.call("udp-open", to, 80), "open");
+        assert_eq!(process.call("udp", to, 80), "ECONNREFUSED at once");
+        // Resolvers connect datagram sockets to learn their own address, and send nothing.
+        assert_eq!(pod.call("udp-connect", to, 80), format!("connected {to} 80"));
     }
-    assert_eq!(
-        run(node, &client, "tcp", "10.96.200.1", 80),
-        "ECONNREFUSED at once",
-        "nobody's service address"
-    );
+    assert_eq!(pod.call("tcp", "10.96.200.1", 80), "ECONNREFUSED at once", "nobody's service address");
     let counters = node.with(|datapath| datapath.counters()).unwrap();
-    assert!(counters.reasons[&Reason::NoReadyBackends].packets >= 6);
-    assert!(counters.reasons[&Reason::NotTranslated].packets >= 3);
+    assert_eq!(counters.reasons[&Reason::NoReadyBackends].packets, 8);
+    assert!(!counters.reasons.contains_key(&Reason::NoLocalBackends));
+    assert_eq!(counters.reasons[&Reason::NotTranslated].packets, 5);
+    let frontend = Frontend { addr: addr(V4), protocol: Protocol::TCP, port: Port(80) };
+    let service = node.plan.services.get_mut(&frontend).unwrap();
+    service.list = Arc::new(BackendList { id: ListId(1), backends: Vec::new(), elsewhere: true });
+    node.apply();
+    assert_eq!(pod.call("tcp", V4, 80), "ECONNREFUSED at once", "nobody waits for silence at a socket");
+    let counters = node.with(|datapath| datapath.counters()).unwrap();
+    assert_eq!(counters.reasons[&Reason::NoLocalBackends].packets, 1);
 }
 
 #[test]
@@ -137,8 +225,67 @@ fn nodes_own_and_foreign_addresses_are_left_alone() {
     // A server on all addresses would answer from another one of the node's.
     serve_udp_at(&node.namespace, "10.96.0.10:53");
     serve_tcp(&node.namespace, 81);
-    assert_eq!(run(node, &client, "udp", "10.96.0.10", 53), "hello 10.96.0.10 53");
-    assert_eq!(run(node, &client, "tcp", &node_v4(1).to_string(), 81), format!("hello {}", node_v4(1)));
+    let mut pod = Client::start(node, &client.namespace);
+    assert_eq!(pod.call("udp", "10.96.0.10", 53), "hello 10.96.0.10 53");
+    assert_eq!(pod.call("tcp", &node_v4(1).to_string(), 81), format!("hello {}", node_v4(1)));
+}
+
+#[test]
+fn node_ports_answer_at_every_nodes_address() {
+    let mut fabric = Fabric::new(2, Routing::Direct);
+    let client = fabric.nodes[0].add_pod(2);
+    let server = fabric.nodes[0].add_pod(3);
+    let node = &mut fabric.nodes[0];
+    add_node_port(node, 1, Protocol::TCP, &[(server.v4, 8080)]);
+    add_node_port(node, 2, Protocol::TCP, &[(server.v6, 8080)]);
+    add_node_port(node, 3, Protocol::UDP, &[(server.v4, 5353)]);
+    node.apply();
+    serve_tcp(&server.namespace, 8080);
+    serve_udp(&server.namespace, 5353);
+    let mut pod = Client::start(node, &client.namespace);
+    let mut process = Client::start(node, &node.namespace);
+    for number in [1, 2] {
+        for client in [&mut pod, &mut process] {
+            let (v4, v6) = (node_v4(number).to_string(), node_v6(number).to_string());
+            assert_eq!(client.call("tcp", &v4, 30080), format!("hello {}", server.v4));
+            assert_eq!(client.call("tcp", &v6, 30080), format!("hello {}", server.v6));
+        }
+        let v4 = node_v4(number).to_string();
+        assert_eq!(process.call("udp-connect", &v4, 30080), format!("connected {v4} 30080"));
+        assert_eq!(process.call("udp-send", &v4, 30080), format!("hello {v4} 30080"));
+    }
+    // Not an address of a node, a pod's own, and a port that is not one.
+    assert_eq!(process.call("tcp", &server.v4.to_string(), 30080), "ECONNREFUSED at once");
+    assert_eq!(process.call("tcp", &node_v4(1).to_string(), 30081), "ECONNREFUSED at once");
+    assert_eq!(process.call("tcp", "127.0.0.1", 30080), "ECONNREFUSED at once", "the setting is off");
+    node.plan.settings.localhost_node_ports = true;
+    node.apply();
+    assert_eq!(process.call("tcp", "127.0.0.1", 30080), format!("hello {}", server.v4));
+    assert_eq!(process.call("tcp", "::1", 30080), format!("hello {}", server.v6));
+    assert_eq!(pod.call("tcp", "127.0.0.1", 30080), "ECONNREFUSED at once", "a pod's own loopback");
+}
+
+#[test]
+fn source_ranges_are_asked_of_packets_and_not_of_the_nodes_processes() {
+    let mut fabric = Fabric::new(1, Routing::Direct);
+    let client = fabric.nodes[0].add_pod(2);
+    let server = fabric.nodes[0].add_pod(3);
+    let node = &mut fabric.nodes[0];
+    add_service(node, 1, addr(V4), Protocol::TCP, &[(server.v4, 8080)]);
+    for service in node.plan.services.values_mut() {
+        service.source_ranges.insert("192.0.2.0/24".parse().unwrap());
+    }
+    node.apply();
+    serve_tcp(&server.namespace, 8080);
+    let reader = node.with(|datapath| datapath.events()).unwrap();
+    let mut pod = Client::start(node, &client.namespace);
+    assert_eq!(pod.call("tcp-start", V4, 80), "EINPROGRESS at once");
+    let mut process = Client::start(node, &node.namespace);
+    assert_eq!(process.call("tcp", V4, 80), format!("hello {}", server.v4));
+    let events = reader.poll(Duration::from_secs(1)).unwrap();
+    let translated: Vec<_> = events.iter().filter(|event| event.kind == EventKind::Translated).collect();
+    assert_eq!(translated.len(), 1);
+    assert_ne!(translated[0].netns_cookie, client.link.netns_cookie);
 }
 
 #[test]
@@ -147,13 +294,162 @@ fn every_backend_gets_its_share() {
     let client = fabric.nodes[0].add_pod(2);
     let servers = [3, 4, 5].map(|host| fabric.nodes[0].add_pod(host));
     let node = &mut fabric.nodes[0];
-    let backends: Vec<(Addr, u16)> = servers.iter().map(|server| (server.v4, 8080)).collect();
-    add_service(node, 1, addr(V4), Protocol::TCP, &backends);
+    let mut weighted = backends(&servers.each_ref().map(|server| (server.v4, 8080)));
+    weighted[1].weight = Weight(6);
+    let service = ServicePlan::cluster_ip(ServiceId(1), ServiceKey::new("test", "web"), weighted);
+    node.plan.services.insert(Frontend { addr: addr(V4), protocol: Protocol::TCP, port: Port(80) }, service);
     node.apply();
     for server in &servers {
         serve_tcp(&server.namespace, 8080);
     }
-    let answers: std::collections::BTreeSet<String> =
-        (0..40).map(|_| run(node, &client, "tcp", V4, 80)).collect();
-    assert_eq!(answers.len(), 3, "{answers:?}");
+    let mut pod = Client::start(node, &client.namespace);
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..400 {
+        *answers.entry(pod.call("tcp", V4, 80)).or_default() += 1;
+    }
+    // Of 400, 50, 300 and 50 are expected: each bound is six standard deviations away.
+    let share = |server: &support::Pod| answers.get(&format!("hello {}", server.v4)).copied().unwrap_or(0);
+    assert!((10..=90).contains(&share(&servers[0])), "{answers:?}");
+    assert!((248..=352).contains(&share(&servers[1])), "{answers:?}");
+    assert!((10..=90).contains(&share(&servers[2])), "{answers:?}");
+}
+
+#[test]
+fn a_hash_chooses_what_the_definition_chooses() {
+    let mut fabric = Fabric::new(1, Routing::Direct);
+    let client = fabric.nodes[0].add_pod(2);
+    let servers = [3, 4, 5, 6, 7].map(|host| fabric.nodes[0].add_pod(host));
+    let node = &mut fabric.nodes[0];
+    for number in 0..40u8 {
+        let mut list = backends(&servers.each_ref().map(|server| (server.v4, 8080)));
+        list[usize::from(number % 5)].weight = Weight(number % 7 + 1);
+        let list = BackendList { id: ListId(100 + u32::from(number)), backends: list, elsewhere: false };
+        let service = ServicePlan {
+            balancing: Balancing::Maglev,
+            list: Arc::new(list),
+            ..ServicePlan::cluster_ip(ServiceId(number.into()), ServiceKey::new("test", "web"), Vec::new())
+        };
+        let frontend =
+            Frontend { addr: addr(&format!("10.96.3.{number}")), protocol: Protocol::TCP, port: Port(80) };
+        node.plan.services.insert(frontend, service);
+    }
+    node.apply();
+    for server in &servers {
+        serve_tcp(&server.namespace, 8080);
+    }
+    let mut seen = BTreeSet::new();
+    let node_cookie = node.namespace.run(weft_datapath::netns_cookie).unwrap();
+    let askers = [
+        (&client.namespace, Owner::Pod, client.link.netns_cookie),
+        (&node.namespace, Owner::Node, node_cookie),
+    ];
+    for (namespace, owner, netns_cookie) in askers {
+        let mut process = Client::start(node, namespace);
+        let asker = Asker { owner, netns_cookie };
+        for frontend in node.plan.services.keys() {
+            let (to, port) = (frontend.addr, frontend.port);
+            let expected =
+                match weft_decide::connect(&node.plan, asker, Protocol::TCP, to, port, Chance::default()) {
+                    Connect::To { backend, .. } => format!("hello {}", backend.addr),
+                    other => panic!("{other:?}"),
+                };
+            for _ in 0..3 {
+                assert_eq!(process.call("tcp", &to.to_string(), 80), expected, "{frontend}");
+            }
+            seen.insert(expected);
+        }
+    }
+    assert_eq!(seen.len(), servers.len());
+}
+
+#[test]
+fn session_affinity_holds_while_it_is_young_and_its_backend_a_member() {
+    let mut fabric = Fabric::new(1, Routing::Direct);
+    let client = fabric.nodes[0].add_pod(2);
+    let servers = [3, 4, 5, 6].map(|host| fabric.nodes[0].add_pod(host));
+    let node = &mut fabric.nodes[0];
+    let set = |node: &mut Node, to: &[&support::Pod]| {
+        let to: Vec<(Addr, u16)> = to.iter().map(|server| (server.v4, 8080)).collect();
+        add_service(node, 1, addr(V4), Protocol::TCP, &to);
+        for service in node.plan.services.values_mut() {
+            service.affinity = Affinity::ClientIp { seconds: 10_800 };
+        }
+        node.apply();
+    };
+    let all: Vec<&support::Pod> = servers.iter().collect();
+    set(node, &all);
+    for server in &servers {
+        serve_tcp(&server.namespace, 8080);
+    }
+    let mut pod = Client::start(node, &client.namespace);
+    let mut ask = || pod.call("tcp", V4, 80);
+    let first = ask();
+    assert!((0..20).all(|_| ask() == first));
+    // Its backend leaves, and comes back.
+    let rest: Vec<&support::Pod> =
+        all.iter().copied().filter(|server| format!("hello {}", server.v4) != first).collect();
+    assert_eq!(rest.len(), 3);
+    set(node, &rest);
+    let second = ask();
+    assert_ne!(second, first);
+    set(node, &all);
+    assert!((0..20).all(|_| ask() == second));
+    // As old as the service allows, every choice is a new one.
+    let chosen: BTreeSet<String> = (0..60)
+        .map(|_| {
+            node.with(|datapath| {
+                let map = datapath.programs().map("affinities").unwrap();
+                for key in map.keys() {
+                    let bytes = map.lookup(&key, MapFlags::ANY).unwrap().unwrap();
+                    let mut value: AffinityValue = bytemuck::pod_read_unaligned(&bytes);
+                    value.last_used -= 10_800 * 1_000_000_000;
+                    map.update(&key, bytemuck::bytes_of(&value), MapFlags::ANY).unwrap();
+                }
+            });
+            ask()
+        })
+        .collect();
+    assert_eq!(chosen.len(), 4, "{chosen:?}");
+}
+
+#[test]
+fn datagrams_of_the_node_stay_with_a_backend_until_it_leaves() {
+    let mut fabric = Fabric::new(1, Routing::Direct);
+    let servers = [3, 4, 5].map(|host| fabric.nodes[0].add_pod(host));
+    let node = &mut fabric.nodes[0];
+    let all: Vec<(Addr, u16)> = servers.iter().map(|server| (server.v4, 5353)).collect();
+    add_service(node, 1, addr(V4), Protocol::UDP, &all);
+    node.apply();
+    for server in &servers {
+        serve_own_name(&server.namespace, server.v4, 5353);
+    }
+    let mut sender = Client::start(node, &node.namespace);
+    assert_eq!(sender.call("udp-open", V4, 80), "open");
+    let first = sender.call("udp", V4, 80);
+    assert!((0..20).all(|_| sender.call("udp", V4, 80) == first), "{first}");
+    let mut connected = Client::start(node, &node.namespace);
+    assert_eq!(connected.call("udp-connect", V4, 80), format!("connected {V4} 80"));
+    let other = connected.call("udp-send", V4, 80);
+    let direct = servers[0].v4.to_string();
+    let mut straight = Client::start(node, &node.namespace);
+    assert_eq!(straight.call("udp-connect", &direct, 5353), format!("connected {direct} 5353"));
+    // Both lose their backend; the one that meant no service keeps its own.
+    let left: Vec<(Addr, u16)> = all
+        .into_iter()
+        .filter(|(addr, _)| ![&first, &other].iter().any(|answer| answer.starts_with(&format!("{addr} "))))
+        .collect();
+    add_service(node, 1, addr(V4), Protocol::UDP, &left);
+    node.apply();
+    let new = sender.call("udp", V4, 80);
+    assert!(left.iter().any(|(addr, _)| new == format!("{addr} {V4} 80")), "{new}");
+    assert_eq!(connected.call("udp-receive", V4, 80), "ECONNABORTED at once");
+    assert_eq!(connected.call("udp-reconnect", V4, 80), format!("connected {V4} 80"));
+    let again = connected.call("udp-send", V4, 80);
+    assert!(left.iter().any(|(addr, _)| again == format!("{addr} {V4} 80")), "{again}");
+    assert_eq!(straight.call("udp-send", &direct, 5353), format!("{direct} {direct} 5353"));
+    // The service goes altogether.
+    node.plan.services.clear();
+    node.apply();
+    assert_eq!(connected.call("udp-send", V4, 80), "EDESTADDRREQ at once");
+    assert_eq!(sender.call("udp", V4, 80), "ECONNREFUSED at once");
 }
