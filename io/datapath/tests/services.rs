@@ -208,8 +208,9 @@ fn services_without_backends_refuse_at_once() {
     assert!(!counters.reasons.contains_key(&Reason::NoLocalBackends));
     assert_eq!(counters.reasons[&Reason::NotTranslated].packets, 5);
     let frontend = Frontend { addr: addr(V4), protocol: Protocol::TCP, port: Port(80) };
-    let service = node.plan.services.get_mut(&frontend).unwrap();
+    let mut service = node.plan.services.get(&frontend).unwrap().clone();
     service.list = Arc::new(BackendList { id: ListId(1), backends: Vec::new(), elsewhere: true });
+    node.plan.services.insert(frontend, service);
     node.apply();
     assert_eq!(pod.call("tcp", V4, 80), "ECONNREFUSED at once", "nobody waits for silence at a socket");
     let counters = node.with(|datapath| datapath.counters()).unwrap();
@@ -271,10 +272,10 @@ fn source_ranges_are_asked_of_packets_and_not_of_the_nodes_processes() {
     let client = fabric.nodes[0].add_pod(2);
     let server = fabric.nodes[0].add_pod(3);
     let node = &mut fabric.nodes[0];
-    add_service(node, 1, addr(V4), Protocol::TCP, &[(server.v4, 8080)]);
-    for service in node.plan.services.values_mut() {
-        service.source_ranges.insert("192.0.2.0/24".parse().unwrap());
-    }
+    let mut service =
+        ServicePlan::cluster_ip(ServiceId(1), ServiceKey::new("test", "web"), backends(&[(server.v4, 8080)]));
+    service.source_ranges.insert("192.0.2.0/24".parse().unwrap());
+    node.plan.services.insert(Frontend { addr: addr(V4), protocol: Protocol::TCP, port: Port(80) }, service);
     node.apply();
     serve_tcp(&server.namespace, 8080);
     let reader = node.with(|datapath| datapath.events()).unwrap();
@@ -370,10 +371,13 @@ fn session_affinity_holds_while_it_is_young_and_its_backend_a_member() {
     let node = &mut fabric.nodes[0];
     let set = |node: &mut Node, to: &[&support::Pod]| {
         let to: Vec<(Addr, u16)> = to.iter().map(|server| (server.v4, 8080)).collect();
-        add_service(node, 1, addr(V4), Protocol::TCP, &to);
-        for service in node.plan.services.values_mut() {
-            service.affinity = Affinity::ClientIp { seconds: 10_800 };
-        }
+        let service = ServicePlan {
+            affinity: Affinity::ClientIp { seconds: 10_800 },
+            ..ServicePlan::cluster_ip(ServiceId(1), ServiceKey::new("test", "web"), backends(&to))
+        };
+        node.plan
+            .services
+            .insert(Frontend { addr: addr(V4), protocol: Protocol::TCP, port: Port(80) }, service);
         node.apply();
     };
     let all: Vec<&support::Pod> = servers.iter().collect();
@@ -448,7 +452,7 @@ fn datagrams_of_the_node_stay_with_a_backend_until_it_leaves() {
     assert!(left.iter().any(|(addr, _)| again == format!("{addr} {V4} 80")), "{again}");
     assert_eq!(straight.call("udp-send", &direct, 5353), format!("{direct} {direct} 5353"));
     // The service goes altogether.
-    node.plan.services.clear();
+    node.plan.services = Default::default();
     node.apply();
     assert_eq!(connected.call("udp-send", V4, 80), "EDESTADDRREQ at once");
     assert_eq!(sender.call("udp", V4, 80), "ECONNREFUSED at once");
