@@ -6,6 +6,7 @@ mod kubectl;
 mod listeners;
 mod objects;
 mod pods;
+mod pools;
 mod security;
 mod service_changes;
 mod service_refusals;
