@@ -131,7 +131,7 @@ fn good_objects_pass() {
         ("apps/Deployment", deployment()),
         ("apps/DaemonSet", deployment()),
         ("Service", json!({"spec": {"ports": [{"port": 80, "targetPort": "http"}], "selector": {"a": "b"}}})),
-        ("Service", json!({"spec": {"clusterIP": "None"}})),
+        ("Service", json!({"spec": {"clusterIP": "None", "clusterIPs": ["None"]}})),
         ("Service", json!({"spec": {"type": "ExternalName", "externalName": "example.com"}})),
         ("ConfigMap", json!({"data": {"a.conf": "x"}})),
         ("networking.k8s.io/NetworkPolicy", json!({"spec": {"podSelector": {}}})),
@@ -286,7 +286,7 @@ fn bad_network_objects() {
         ),
         (
             "Service",
-            json!({"spec": {"clusterIP": "10.0.0", "ports": [{"port": 1}]}}),
+            json!({"spec": {"clusterIP": "10.0.0", "clusterIPs": ["10.0.0"], "ports": [{"port": 1}]}}),
             "spec.clusterIPs[0]: Invalid value: \"10.0.0\": must be a valid IP address",
         ),
         (
@@ -391,8 +391,8 @@ fn what_must_not_change() {
         ),
         (
             "Service",
-            json!({"spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]}}),
-            "/spec/clusterIP",
+            json!({"spec": {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "ports": [{"port": 80}]}}),
+            "/spec/clusterIPs/0",
             json!("10.96.0.10"),
             "spec.clusterIPs[0]: Invalid value: [\"10.96.0.10\"]: may not change once set",
         ),
