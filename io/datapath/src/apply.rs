@@ -1,18 +1,18 @@
 //! From the plan to the kernel: only what differs, put before remove, referenced before referring
 //! (docs/design/datapath.md, "Order of changes").
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 
 use weft_abi::{AddrKey, EndpointKind, EndpointValue, PrefixKey};
-use weft_model::{Addr, Protocol};
-use weft_plan::{Changes, Frontend, NodePlan};
+use weft_model::Addr;
+use weft_plan::{Changes, NodePlan};
 
-use crate::datapath::{Datapath, Memory};
+use crate::datapath::{Datapath, HeldNode, Memory};
 use crate::error::{ApplyError, ReadError};
 use crate::maps::Table;
 use crate::tables::KernelTables;
+use crate::usage::{Refused, Usage};
 use crate::{masquerade, node};
 
 /// What one `apply` did.
@@ -26,9 +26,19 @@ pub struct Report {
     pub epoch: u32,
     /// Pods of the plan whose link is not there yet.
     pub not_ready: Vec<Addr>,
+    /// Frontends that are not as planned because a table is full.
+    pub refused: Vec<Refused>,
+    /// How full each table is.
+    pub usage: BTreeMap<&'static str, Usage>,
 }
 
 impl Report {
+    pub(crate) fn count<K, V>(&mut self, table: &'static str, changes: &Changes<K, V>) {
+        let (put, removed) = self.tables.entry(table).or_default();
+        *put += changes.put.len();
+        *removed += changes.remove.len();
+    }
+
     pub fn is_unchanged(&self) -> bool {
         self.netlink == 0 && self.tables.values().all(|(put, removed)| put + removed == 0)
     }
@@ -40,22 +50,20 @@ impl fmt::Display for Report {
         for (table, (put, removed)) in self.tables.iter().filter(|(_, (put, removed))| put + removed > 0) {
             write!(f, ", {table} +{put} -{removed}")?;
         }
+        for refused in &self.refused {
+            write!(f, ", {refused}")?;
+        }
         Ok(())
     }
 }
 
-/// Everything that differs between what is there and what should be.
+/// Everything that differs between what is there and what should be, but for services.
 struct Difference {
     endpoints: Changes<AddrKey, EndpointValue>,
     classes: Changes<AddrKey, u32>,
     class_blocks: Changes<PrefixKey, u32>,
     policies: Changes<weft_abi::PolicyMapKey, weft_abi::PolicyValue>,
     routes: Changes<PrefixKey, weft_abi::RouteValue>,
-    services: Changes<weft_abi::ServiceKey, weft_abi::ServiceValue>,
-    backends: Changes<weft_abi::BackendKey, weft_abi::BackendValue>,
-    members: Changes<weft_abi::MemberKey, u32>,
-    maglev: Changes<u32, Arc<[u64]>>,
-    source_ranges: Changes<weft_abi::SourceKey, u32>,
     announced: Changes<AddrKey, u32>,
 }
 
@@ -67,11 +75,6 @@ impl Difference {
             class_blocks: Changes::between(&from.class_blocks, &to.class_blocks),
             policies: Changes::between(&from.policies, &to.policies),
             routes: Changes::between(&from.routes, &to.routes),
-            services: Changes::between(&from.services, &to.services),
-            backends: Changes::between(&from.backends, &to.backends),
-            members: Changes::between(&from.members, &to.members),
-            maglev: Changes::between(&from.maglev, &to.maglev),
-            source_ranges: Changes::between(&from.source_ranges, &to.source_ranges),
             announced: Changes::between(&from.announced, &to.announced),
         }
     }
@@ -94,51 +97,67 @@ impl Difference {
     }
 
     fn report(&self, report: &mut Report) {
-        let tables = &mut report.tables;
-        tables.insert("endpoints", (self.endpoints.put.len(), self.endpoints.remove.len()));
-        tables.insert("classes", (self.classes.put.len(), self.classes.remove.len()));
-        tables.insert("class_blocks", (self.class_blocks.put.len(), self.class_blocks.remove.len()));
-        tables.insert("policies", (self.policies.put.len(), self.policies.remove.len()));
-        tables.insert("routes", (self.routes.put.len(), self.routes.remove.len()));
-        tables.insert("services", (self.services.put.len(), self.services.remove.len()));
-        tables.insert("backends", (self.backends.put.len(), self.backends.remove.len()));
-        tables.insert("announced", (self.announced.put.len(), self.announced.remove.len()));
-        tables.insert("source_ranges", (self.source_ranges.put.len(), self.source_ranges.remove.len()));
-        tables.insert("maglev", (self.maglev.put.len(), self.maglev.remove.len()));
-        tables.insert("members", (self.members.put.len(), self.members.remove.len()));
+        report.count("endpoints", &self.endpoints);
+        report.count("classes", &self.classes);
+        report.count("class_blocks", &self.class_blocks);
+        report.count("policies", &self.policies);
+        report.count("routes", &self.routes);
+        report.count("announced", &self.announced);
     }
 }
 
 impl Datapath {
     /// Makes the kernel hold the plan, whatever was there. When it fails, what is in force is a part of the plan
-    /// beside what was before, and the next call starts from what the kernel then holds.
+    /// beside what was before, and the next call starts from what the kernel then holds. Services do not wait for
+    /// the rest, nor the rest for them.
     pub fn apply(&self, plan: &NodePlan) -> Result<Report, ApplyError> {
         let mut memory = self.memory();
+        let mut report = Report::default();
+        let node = self.apply_node(&mut memory, plan, &mut report);
+        let services = self.apply_services(&mut memory, plan, &mut report);
+        node.and(services)?;
+        report.epoch = self.epoch()?;
+        self.finish(&mut memory, plan)?;
+        Ok(report)
+    }
+
+    fn apply_node(
+        &self,
+        memory: &mut Memory,
+        plan: &NodePlan,
+        report: &mut Report,
+    ) -> Result<(), ApplyError> {
         let links = crate::pods::pod_links(self.netlink())?;
-        let from = match memory.tables.take() {
-            Some(tables) => tables,
-            None => self.read_tables()?,
-        };
-        let to = KernelTables::of_plan(plan, &links);
-        let difference = Difference::between(&from, &to);
-        let mut report = Report { not_ready: not_ready(&to), ..Default::default() };
-        difference.report(&mut report);
         report.netlink = node::apply(self.netlink(), self.ports(), plan)?;
-        self.put(&difference)?;
+        let held = match memory.node.take() {
+            Some(held) if !held.differs(plan, &links) => HeldNode { plan: plan.clone(), ..held },
+            held => {
+                let from = match held {
+                    Some(held) => held.tables,
+                    None => self.read_node_tables()?,
+                };
+                let tables = KernelTables::of_node(plan, &links);
+                self.change_node(&Difference::between(&from, &tables), report)?;
+                HeldNode { plan: plan.clone(), links, tables }
+            }
+        };
+        report.not_ready = not_ready(&held.tables);
+        report.usage.extend(self.node_usage(&held.tables));
+        memory.node = Some(held);
+        Ok(())
+    }
+
+    fn change_node(&self, difference: &Difference, report: &mut Report) -> Result<(), ApplyError> {
+        difference.report(report);
+        self.put(difference)?;
         if difference.puts_judgement() {
             self.raise_epoch()?;
         }
-        self.remove(&difference)?;
+        self.remove(difference)?;
         if difference.removes_judgement() {
             self.raise_epoch()?;
         }
-        if loses_datagram_members(&difference, [&from, &to]) {
-            self.end_sockets()?;
-        }
-        report.epoch = self.epoch()?;
-        self.finish(&mut memory, plan)?;
-        memory.tables = Some(to);
-        Ok(report)
+        Ok(())
     }
 
     /// How often what flows' entries rest on has changed.
@@ -164,11 +183,6 @@ impl Datapath {
         put(&maps.policies, &difference.policies)?;
         put(&maps.classes, &difference.classes)?;
         put(&maps.class_blocks, &difference.class_blocks)?;
-        put(&maps.members, &difference.members)?;
-        put(&maps.backends, &difference.backends)?;
-        maps.maglev.put(&difference.maglev.put)?;
-        put(&maps.source_ranges, &difference.source_ranges)?;
-        put(&maps.services, &difference.services)?;
         put(&maps.announced, &difference.announced)?;
         put(&maps.routes, &difference.routes)?;
         put(&maps.endpoints, &difference.endpoints)
@@ -179,11 +193,6 @@ impl Datapath {
         remove(&maps.endpoints, &difference.endpoints)?;
         remove(&maps.routes, &difference.routes)?;
         remove(&maps.announced, &difference.announced)?;
-        remove(&maps.services, &difference.services)?;
-        remove(&maps.source_ranges, &difference.source_ranges)?;
-        maps.maglev.remove(&difference.maglev.remove)?;
-        remove(&maps.backends, &difference.backends)?;
-        remove(&maps.members, &difference.members)?;
         remove(&maps.class_blocks, &difference.class_blocks)?;
         remove(&maps.classes, &difference.classes)?;
         remove(&maps.policies, &difference.policies)
@@ -195,6 +204,21 @@ impl Datapath {
     }
 
     pub(crate) fn read_tables(&self) -> Result<KernelTables, ReadError> {
+        let services = self.read_service_tables()?;
+        let node = self.read_node_tables()?;
+        Ok(KernelTables {
+            endpoints: node.endpoints,
+            classes: node.classes,
+            class_blocks: node.class_blocks,
+            policies: node.policies,
+            routes: node.routes,
+            announced: node.announced,
+            ..services
+        })
+    }
+
+    /// All but the tables of services are filled.
+    fn read_node_tables(&self) -> Result<KernelTables, ReadError> {
         let maps = self.maps();
         Ok(KernelTables {
             endpoints: maps.endpoints.read()?,
@@ -202,24 +226,37 @@ impl Datapath {
             class_blocks: maps.class_blocks.read()?,
             policies: maps.policies.read()?,
             routes: maps.routes.read()?,
-            services: maps.services.read()?,
-            backends: maps.backends.read()?,
-            members: maps.members.read()?,
-            maglev: maps.maglev.read()?,
-            source_ranges: maps.source_ranges.read()?,
             announced: maps.announced.read()?,
+            ..Default::default()
         })
+    }
+
+    fn node_usage(&self, tables: &KernelTables) -> [(&'static str, Usage); 6] {
+        let maps = self.maps();
+        let usage = |used, capacity: u32| Usage { used, capacity: capacity as usize };
+        [
+            (maps.endpoints.name(), usage(tables.endpoints.len(), maps.endpoints.capacity())),
+            (maps.classes.name(), usage(tables.classes.len(), maps.classes.capacity())),
+            (maps.class_blocks.name(), usage(tables.class_blocks.len(), maps.class_blocks.capacity())),
+            (maps.policies.name(), usage(tables.policies.len(), maps.policies.capacity())),
+            (maps.routes.name(), usage(tables.routes.len(), maps.routes.capacity())),
+            (maps.announced.name(), usage(tables.announced.len(), maps.announced.capacity())),
+        ]
     }
 }
 
-/// Connected sockets may rest on them.
-fn loses_datagram_members(difference: &Difference, tables: [&KernelTables; 2]) -> bool {
-    let services = tables.into_iter().flat_map(|tables| &tables.services);
-    let lists: BTreeSet<u32> = services
-        .filter(|(key, _)| key.protocol == Protocol::UDP.0)
-        .map(|(_, service)| service.list)
-        .collect();
-    difference.members.remove.iter().any(|member| lists.contains(&member.list))
+impl HeldNode {
+    /// False: the kernel holds all of the plan but its services.
+    fn differs(&self, plan: &NodePlan, links: &[crate::PodLink]) -> bool {
+        let held = &self.plan;
+        let same = held.endpoints.is_same(&plan.endpoints)
+            && held.classes.is_same(&plan.classes)
+            && held.policy_sets.is_same(&plan.policy_sets)
+            && held.routes.is_same(&plan.routes)
+            && held.announced == plan.announced
+            && held.settings == plan.settings;
+        !same || self.links != links
+    }
 }
 
 fn not_ready(tables: &KernelTables) -> Vec<Addr> {
@@ -259,12 +296,6 @@ impl Describe for weft_abi::PolicyMapKey {
     }
 }
 
-impl Describe for weft_abi::ServiceKey {
-    fn describe(&self) -> String {
-        format!("service {}", Frontend::from(*self))
-    }
-}
-
 impl Describe for weft_abi::MemberKey {
     fn describe(&self) -> String {
         let (addr, port) = (Addr::from(self.addr), u16::from_be(self.port));
@@ -286,7 +317,7 @@ impl Describe for weft_abi::BackendKey {
     }
 }
 
-fn put<K, V>(table: &Table<K, V>, changes: &Changes<K, V>) -> Result<(), ApplyError>
+pub(crate) fn put<K, V>(table: &Table<K, V>, changes: &Changes<K, V>) -> Result<(), ApplyError>
 where
     K: bytemuck::Pod + Ord + Describe,
     V: bytemuck::Pod,
@@ -294,7 +325,7 @@ where
     table.put(&changes.put, &K::describe)
 }
 
-fn remove<K, V>(table: &Table<K, V>, changes: &Changes<K, V>) -> Result<(), ApplyError>
+pub(crate) fn remove<K, V>(table: &Table<K, V>, changes: &Changes<K, V>) -> Result<(), ApplyError>
 where
     K: bytemuck::Pod + Ord + Describe,
     V: bytemuck::Pod,

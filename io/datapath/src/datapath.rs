@@ -1,10 +1,11 @@
 //! The node's datapath as one handle: what is loaded, where it is attached, and taking it all away again.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use libbpf_rs::libbpf_sys;
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
@@ -14,18 +15,21 @@ use weft_abi::{
     SourceKey,
 };
 use weft_model::Routing;
+use weft_plan::NodePlan;
 
 use crate::error::OpenError;
 use crate::links::{self, Place};
 use crate::maglev::MaglevTables;
-use crate::maps::Table;
+use crate::maps::{KernelWrites, Table, Writes};
 use crate::masquerade;
 use crate::netlink::Netlink;
 use crate::netns::netns_cookie;
 use crate::node::{self, Ports};
-use crate::pods::{DEVICE_PREFIX, pod_links};
+use crate::pods::{DEVICE_PREFIX, PodLink, pod_links};
 use crate::programs::Programs;
+use crate::service_state::ServiceState;
 use crate::tables::KernelTables;
+use crate::usage::Refused;
 
 /// Where the datapath lives and what it stands on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +41,36 @@ pub struct Config {
     pub uplink: String,
     pub routing: Routing,
     pub flow_entries: u32,
+    pub capacity: Capacity,
+}
+
+/// How much room the tables of services have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Addresses and ports that services have, and source ranges beside them.
+    pub frontends: u32,
+    /// Backends of all lists, each as often as its weight.
+    pub backends: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { frontends: 1 << 16, backends: 1 << 20 }
+    }
+}
+
+impl Config {
+    fn table_sizes(&self) -> BTreeMap<&'static str, u32> {
+        let Capacity { frontends, backends } = self.capacity;
+        BTreeMap::from([
+            ("flows", self.flow_entries),
+            ("services", frontends),
+            ("source_ranges", frontends),
+            ("maglev", frontends),
+            ("backends", backends),
+            ("members", backends),
+        ])
+    }
 }
 
 impl Config {
@@ -78,10 +112,20 @@ pub(crate) struct Maps {
 #[derive(Default)]
 pub(crate) struct Memory {
     /// `None`: not read from the kernel yet, or a change stopped half-way.
-    pub tables: Option<KernelTables>,
+    pub node: Option<HeldNode>,
+    pub services: Option<ServiceState>,
+    /// Said already.
+    pub refused: Vec<Refused>,
     pub masquerade: Option<String>,
     /// Programs wait for their first plan, because their maps are empty.
     pub attach_after_apply: bool,
+}
+
+/// What the kernel holds of a plan, but for its services.
+pub(crate) struct HeldNode {
+    pub plan: NodePlan,
+    pub links: Vec<PodLink>,
+    pub tables: KernelTables,
 }
 
 /// The node's programs, maps, links and devices. Dropping it leaves all of them working.
@@ -98,6 +142,11 @@ impl Datapath {
     /// Loads the programs, over the tables of the process before if there was one, and puts them in the place of
     /// the ones that run. Acts on the calling thread's namespace.
     pub fn open(config: Config) -> Result<Self, OpenError> {
+        Self::open_with(config, Arc::new(KernelWrites))
+    }
+
+    /// With another way into kernel maps than system calls alone.
+    pub fn open_with(config: Config, writes: Arc<dyn Writes>) -> Result<Self, OpenError> {
         check_kernel()?;
         for directory in [config.bpffs_dir.clone(), maps_dir(&config), config.bpffs_dir.join("links")] {
             make_directory(&directory)?;
@@ -106,9 +155,12 @@ impl Datapath {
         check_file_system(&config.cgroup_dir, CGROUP2_SUPER_MAGIC, |path| OpenError::NotCgroup { path })?;
         let netlink = Netlink::open()?;
         let ports = node::prepare(&netlink, &config.uplink, config.routing)?;
-        let programs =
-            Programs::load(&maps_dir(&config), &program_config(&config, &ports)?, config.flow_entries)?;
-        let maps = Maps::of(&programs)?;
+        let programs = Programs::load_sized(
+            &maps_dir(&config),
+            &program_config(&config, &ports)?,
+            &config.table_sizes(),
+        )?;
+        let maps = Maps::of(&programs, &writes)?;
         let memory = Memory { attach_after_apply: programs.were_maps_recreated(), ..Default::default() };
         let datapath = Self { config, programs, maps, netlink, ports, memory: Mutex::new(memory) };
         if !datapath.programs.were_maps_recreated() {
@@ -232,22 +284,22 @@ impl Datapath {
 }
 
 impl Maps {
-    fn of(programs: &Programs) -> Result<Self, OpenError> {
+    fn of(programs: &Programs, writes: &Arc<dyn Writes>) -> Result<Self, OpenError> {
         Ok(Self {
-            endpoints: Table::new(programs.map("endpoints")?, "endpoints"),
-            classes: Table::new(programs.map("classes")?, "classes"),
-            class_blocks: Table::new(programs.map("class_blocks")?, "class_blocks"),
-            policies: Table::new(programs.map("policies")?, "policies"),
-            routes: Table::new(programs.map("routes")?, "routes"),
-            services: Table::new(programs.map("services")?, "services"),
-            backends: Table::new(programs.map("backends")?, "backends"),
-            members: Table::new(programs.map("members")?, "members"),
-            maglev: MaglevTables::new(programs.map("maglev")?),
-            source_ranges: Table::new(programs.map("source_ranges")?, "source_ranges"),
-            announced: Table::new(programs.map("announced")?, "announced"),
-            flows: Table::new(programs.map("flows")?, "flows"),
-            epoch: Table::new(programs.map("epoch")?, "epoch"),
-            counters: Table::new(programs.map("counters")?, "counters"),
+            endpoints: Table::new(programs.map("endpoints")?, "endpoints", writes),
+            classes: Table::new(programs.map("classes")?, "classes", writes),
+            class_blocks: Table::new(programs.map("class_blocks")?, "class_blocks", writes),
+            policies: Table::new(programs.map("policies")?, "policies", writes),
+            routes: Table::new(programs.map("routes")?, "routes", writes),
+            services: Table::new(programs.map("services")?, "services", writes),
+            backends: Table::new(programs.map("backends")?, "backends", writes),
+            members: Table::new(programs.map("members")?, "members", writes),
+            maglev: MaglevTables::new(programs.map("maglev")?, writes),
+            source_ranges: Table::new(programs.map("source_ranges")?, "source_ranges", writes),
+            announced: Table::new(programs.map("announced")?, "announced", writes),
+            flows: Table::new(programs.map("flows")?, "flows", writes),
+            epoch: Table::new(programs.map("epoch")?, "epoch", writes),
+            counters: Table::new(programs.map("counters")?, "counters", writes),
         })
     }
 }

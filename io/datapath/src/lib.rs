@@ -21,20 +21,25 @@ mod pods;
 mod programs;
 mod read_back;
 mod routes;
+mod service_apply;
 mod service_entries;
+mod service_state;
 mod sockets;
 mod tables;
+mod usage;
 
 pub use apply::Report;
 pub use compare::gateways;
-pub use datapath::{Config, Datapath};
+pub use datapath::{Capacity, Config, Datapath};
 pub use error::{ApplyError, NetlinkError, OpenError, PodError, ReadError};
 pub use events::{Counters, EventReader};
+pub use maps::{KernelWrites, Writes};
 pub use netns::{in_namespace, netns_cookie};
 pub use pods::{PodAttachment, PodLink, device_name};
 pub use programs::{OBJECT, Programs};
 pub use read_back::Tables;
 pub use tables::KernelTables;
+pub use usage::{Kept, Refused, Usage};
 
 /// What clusters of one fabric use unless told otherwise; the port is IANA's (RFC 7348, 5).
 pub const VXLAN_VNI: u32 = 1;

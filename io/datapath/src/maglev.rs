@@ -5,24 +5,34 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use libbpf_rs::libbpf_sys;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use crate::error::{ApplyError, ReadError, io_error};
+use crate::maps::Writes;
 
 const NAME: &str = "maglev";
-/// Each call that changes the outer map waits until no program runs with what was there before, so tables go in together.
-/// As many descriptors are open at a time.
+/// How many tables one call puts in; as many descriptors are open at a time.
 const BATCH: usize = 256;
+/// How often it is looked whether a change can be seen.
+const LOOK: Duration = Duration::from_micros(50);
 
 pub(crate) struct MaglevTables {
     map: MapHandle,
+    writes: Arc<dyn Writes>,
 }
 
 impl MaglevTables {
-    pub fn new(map: MapHandle) -> Self {
-        Self { map }
+    pub fn new(map: MapHandle, writes: &Arc<dyn Writes>) -> Self {
+        Self { map, writes: Arc::clone(writes) }
+    }
+
+    /// How many lists may have one.
+    pub fn capacity(&self) -> u32 {
+        self.map.max_entries()
     }
 
     pub fn put(&self, tables: &[(u32, Arc<[u64]>)]) -> Result<(), ApplyError> {
@@ -32,29 +42,67 @@ impl MaglevTables {
                 .iter()
                 .map(|(list, words)| make(words).map_err(|source| failed("make", *list, source)))
                 .collect::<Result<_, _>>()?;
-            let fds: Vec<i32> = made.iter().map(|map| map.as_fd().as_raw_fd()).collect();
-            let result = self.map.update_batch(
-                bytemuck::cast_slice(&lists),
-                bytemuck::cast_slice(&fds),
-                lists.len() as u32,
-                MapFlags::ANY,
-                MapFlags::ANY,
-            );
-            result.map_err(|error| failed("put", lists[0], io_error(error)))?;
+            self.put_made(&lists, &made).map_err(|source| failed("put", lists[0], source))?;
         }
         Ok(())
     }
 
     pub fn remove(&self, lists: &[u32]) -> Result<(), ApplyError> {
-        for list in lists {
-            match self.map.delete(&list.to_ne_bytes()) {
-                Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => {
-                    return Err(failed("remove", *list, io_error(error)));
-                }
-                _ => {}
+        for chunk in lists.chunks(BATCH) {
+            let last = chunk[chunk.len() - 1];
+            let keys = chunk.to_vec();
+            let together = self.change(last, None, move |writes, map| {
+                writes.remove(NAME, map, bytemuck::cast_slice(&keys), keys.len() as u32)
+            });
+            if together.is_err() {
+                chunk.iter().try_for_each(|list| self.remove_one(*list))?;
             }
         }
         Ok(())
+    }
+
+    fn remove_one(&self, list: u32) -> Result<(), ApplyError> {
+        match self.change(list, None, move |writes, map| writes.remove(NAME, map, &list.to_ne_bytes(), 1)) {
+            Err(source) if source.raw_os_error() != Some(libc::ENOENT) => Err(failed("remove", list, source)),
+            _ => Ok(()),
+        }
+    }
+
+    fn put_made(&self, lists: &[u32], made: &[MapHandle]) -> io::Result<()> {
+        let fds: Vec<i32> = made.iter().map(|map| map.as_fd().as_raw_fd()).collect();
+        let (Some(last), Some(last_made)) = (lists.last().copied(), made.last()) else { return Ok(()) };
+        let id = last_made.info().map_err(io_error)?.info.id;
+        let lists = lists.to_vec();
+        self.change(last, Some(id), move |writes, map| {
+            let (keys, values) = (bytemuck::cast_slice(&lists), bytemuck::cast_slice(&fds));
+            writes.put(NAME, map, keys, values, lists.len() as u32)
+        })
+    }
+
+    /// The kernel makes a change at once, and its call returns only when no program can run any more with what was there
+    /// before: some ten milliseconds that nobody here has to wait for. Done when `last` has `id`, or when it fails.
+    fn change(
+        &self,
+        last: u32,
+        id: Option<u32>,
+        work: impl FnOnce(&dyn Writes, &MapHandle) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        let (sender, outcome) = channel();
+        let (writes, map) = (Arc::clone(&self.writes), MapHandle::try_from(&self.map).map_err(io_error)?);
+        std::thread::Builder::new().spawn(move || sender.send(work(&*writes, &map)).ok())?;
+        loop {
+            match outcome.recv_timeout(LOOK) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) if self.id_of(last)? != id => {}
+                Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("its thread panicked")),
+            }
+        }
+    }
+
+    fn id_of(&self, list: u32) -> io::Result<Option<u32>> {
+        let found = self.map.lookup(&list.to_ne_bytes(), MapFlags::ANY).map_err(io_error)?;
+        Ok(found.map(|bytes| bytemuck::pod_read_unaligned(&bytes)))
     }
 
     pub fn read(&self) -> Result<BTreeMap<u32, Arc<[u64]>>, ReadError> {

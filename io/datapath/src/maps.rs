@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 use libbpf_rs::libbpf_sys;
@@ -13,15 +14,66 @@ use crate::error::{ApplyError, ReadError, io_error};
 /// How many entries one system call carries.
 const BATCH: usize = 4096;
 
+/// How changes get into kernel maps.
+pub trait Writes: Send + Sync {
+    /// Some of the entries may be in the map when this fails.
+    fn put(&self, table: &str, map: &MapHandle, keys: &[u8], values: &[u8], count: u32) -> io::Result<()>;
+
+    /// Fails at a key that is not there; those before it are gone.
+    fn remove(&self, table: &str, map: &MapHandle, keys: &[u8], count: u32) -> io::Result<()>;
+}
+
+/// System calls.
+pub struct KernelWrites;
+
+impl Writes for KernelWrites {
+    fn put(&self, _: &str, map: &MapHandle, keys: &[u8], values: &[u8], count: u32) -> io::Result<()> {
+        let (map, options) = (map.as_fd().as_raw_fd(), batch_options());
+        let (keys, values, mut count) = (keys.as_ptr().cast(), values.as_ptr().cast(), count);
+        // SAFETY: keys and values are `count` of the map's sizes, checked by the types of `Table`.
+        result(unsafe {
+            libbpf_sys::bpf_map_update_batch(map, keys, values, &raw mut count, &raw const options)
+        })
+    }
+
+    fn remove(&self, _: &str, map: &MapHandle, keys: &[u8], count: u32) -> io::Result<()> {
+        let (map, options, mut count) = (map.as_fd().as_raw_fd(), batch_options(), count);
+        // SAFETY: there are `count` keys of the map's size.
+        result(unsafe {
+            libbpf_sys::bpf_map_delete_batch(map, keys.as_ptr().cast(), &raw mut count, &raw const options)
+        })
+    }
+}
+
+fn batch_options() -> libbpf_sys::bpf_map_batch_opts {
+    libbpf_sys::bpf_map_batch_opts {
+        sz: size_of::<libbpf_sys::bpf_map_batch_opts>() as _,
+        ..Default::default()
+    }
+}
+
+fn result(code: i32) -> io::Result<()> {
+    if code < 0 { Err(io::Error::from_raw_os_error(-code)) } else { Ok(()) }
+}
+
 pub(crate) struct Table<K, V> {
     map: MapHandle,
     name: &'static str,
+    writes: Arc<dyn Writes>,
     entries: std::marker::PhantomData<fn(K, V)>,
 }
 
 impl<K: Pod + Ord, V: Pod> Table<K, V> {
-    pub fn new(map: MapHandle, name: &'static str) -> Self {
-        Self { map, name, entries: std::marker::PhantomData }
+    pub fn new(map: MapHandle, name: &'static str, writes: &Arc<dyn Writes>) -> Self {
+        Self { map, name, writes: Arc::clone(writes), entries: std::marker::PhantomData }
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub fn capacity(&self) -> u32 {
+        self.map.max_entries()
     }
 
     pub fn get(&self, key: &K) -> Result<Option<V>, ReadError> {
@@ -59,14 +111,7 @@ impl<K: Pod + Ord, V: Pod> Table<K, V> {
         for chunk in entries.chunks(BATCH) {
             let keys: Vec<K> = chunk.iter().map(|(key, _)| *key).collect();
             let values: Vec<V> = chunk.iter().map(|(_, value)| *value).collect();
-            let result = self.map.update_batch(
-                bytemuck::cast_slice(&keys),
-                bytemuck::cast_slice(&values),
-                chunk.len() as u32,
-                MapFlags::ANY,
-                MapFlags::ANY,
-            );
-            if result.is_err() {
+            if self.put_raw(&keys, &values).is_err() {
                 self.put_singly(chunk, describe)?;
             }
         }
@@ -76,46 +121,42 @@ impl<K: Pod + Ord, V: Pod> Table<K, V> {
     /// What a batch could not do, entry by entry, to name the one at fault.
     fn put_singly(&self, entries: &[(K, V)], describe: &dyn Fn(&K) -> String) -> Result<(), ApplyError> {
         for (done, (key, value)) in entries.iter().enumerate() {
-            // SAFETY: the map's key and value sizes are those of K and V, checked when it was opened.
-            let result = unsafe {
-                libbpf_sys::bpf_map_update_elem(
-                    self.map.as_fd().as_raw_fd(),
-                    bytemuck::bytes_of(key).as_ptr().cast(),
-                    bytemuck::bytes_of(value).as_ptr().cast(),
-                    0,
-                )
-            };
-            if result == 0 {
-                continue;
-            }
-            let source = io::Error::from_raw_os_error(-result);
+            let Err(source) = self.put_raw(&[*key], &[*value]) else { continue };
             let object = describe(key);
             if matches!(source.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) {
-                let more = entries.len() - done - 1;
-                return Err(ApplyError::Full {
-                    table: self.name,
-                    limit: self.map.max_entries(),
-                    object,
-                    more,
-                });
+                let (table, limit, more) = (self.name, self.capacity(), entries.len() - done - 1);
+                return Err(ApplyError::Full { table, limit, object, more });
             }
             return Err(ApplyError::Table { table: self.name, action: "put", object, source });
         }
         Ok(())
     }
 
+    fn put_raw(&self, keys: &[K], values: &[V]) -> io::Result<()> {
+        let (raw_keys, raw_values) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
+        self.writes.put(self.name, &self.map, raw_keys, raw_values, keys.len() as u32)
+    }
+
     pub fn remove(&self, keys: &[K], describe: &dyn Fn(&K) -> String) -> Result<(), ApplyError> {
-        for key in keys {
-            match self.map.delete(bytemuck::bytes_of(key)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => {}
-                Err(error) => {
-                    let (object, source) = (describe(key), io_error(error));
-                    return Err(ApplyError::Table { table: self.name, action: "remove", object, source });
+        for chunk in keys.chunks(BATCH) {
+            if self.remove_raw(chunk).is_ok() {
+                continue;
+            }
+            for key in chunk {
+                match self.remove_raw(&[*key]) {
+                    Err(source) if source.raw_os_error() != Some(libc::ENOENT) => {
+                        let object = describe(key);
+                        return Err(ApplyError::Table { table: self.name, action: "remove", object, source });
+                    }
+                    _ => {}
                 }
             }
         }
         Ok(())
+    }
+
+    fn remove_raw(&self, keys: &[K]) -> io::Result<()> {
+        self.writes.remove(self.name, &self.map, bytemuck::cast_slice(keys), keys.len() as u32)
     }
 
     /// Per-CPU values summed by `add`.

@@ -27,13 +27,23 @@ pub struct Programs {
 impl Programs {
     /// Loads over the maps pinned in `maps_dir`, pinning there what is new.
     pub fn load(maps_dir: &Path, config: &weft_abi::Config, flow_entries: u32) -> Result<Self, OpenError> {
+        Self::load_sized(maps_dir, config, &BTreeMap::from([("flows", flow_entries)]))
+    }
+
+    /// `sizes` are those of tables that should have another than bpf/lib/maps.h says.
+    pub(crate) fn load_sized(
+        maps_dir: &Path,
+        config: &weft_abi::Config,
+        sizes: &BTreeMap<&'static str, u32>,
+    ) -> Result<Self, OpenError> {
         libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Warn, |_, text| complain(&text))));
         complaints().clear();
-        let recreated = discard_other_layout(maps_dir)?;
+        let mut recreated = discard_other_layout(maps_dir)?;
         let mut builder = ObjectBuilder::default();
         let mut object = builder.open_memory(OBJECT).map_err(load_error)?;
         for mut map in object.maps_mut() {
-            prepare_map(&mut map, maps_dir, config, flow_entries)?;
+            let resized = prepare_map(&mut map, maps_dir, config, sizes)?;
+            recreated |= resized == Resized::FilledByAgent;
         }
         let object = object.load().map_err(load_error)?;
         let mut loaded = Self { programs: BTreeMap::new(), maps: BTreeMap::new(), recreated };
@@ -71,39 +81,54 @@ impl Programs {
     }
 }
 
+/// What became of a pinned map of another size.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Resized {
+    No,
+    /// Its entries are learned anew.
+    FilledByPrograms,
+    /// It is empty until the next plan.
+    FilledByAgent,
+}
+
 fn prepare_map(
     map: &mut OpenMapMut<'_>,
     maps_dir: &Path,
     config: &weft_abi::Config,
-    flow_entries: u32,
-) -> Result<(), OpenError> {
+    sizes: &BTreeMap<&'static str, u32>,
+) -> Result<Resized, OpenError> {
     let name = map.name().to_string_lossy().into_owned();
     if name.ends_with(".rodata") {
         let value =
             map.initial_value_mut().ok_or_else(|| OpenError::Load { message: "no constants".to_owned() })?;
         let bytes = bytemuck::bytes_of(config);
         value[..bytes.len()].copy_from_slice(bytes);
-        return Ok(());
+        return Ok(Resized::No);
     }
-    if name == "flows" {
-        map.set_max_entries(flow_entries).map_err(|error| bpf_error(&name, "size", io_error(error)))?;
-        resize_pinned(&maps_dir.join(&name), flow_entries)?;
+    let path = maps_dir.join(&name);
+    let mut resized = Resized::No;
+    if let Some(entries) = sizes.get(name.as_str()) {
+        map.set_max_entries(*entries).map_err(|error| bpf_error(&name, "size", io_error(error)))?;
+        resized = discard_other_size(&name, &path, *entries)?;
     }
-    map.set_pin_path(maps_dir.join(&name)).map_err(|error| bpf_error(&name, "pin", io_error(error)))
+    map.set_pin_path(path).map_err(|error| bpf_error(&name, "pin", io_error(error)))?;
+    Ok(resized)
 }
 
-/// A flow table of another size cannot be reused; flows are then judged once more.
-fn resize_pinned(path: &Path, flow_entries: u32) -> Result<(), OpenError> {
-    let Ok(pinned) = MapHandle::from_pinned_path(path) else { return Ok(()) };
-    if pinned.max_entries() == flow_entries {
-        return Ok(());
+/// A table of another size cannot be reused: flows are judged once more, and what the agent fills waits for its next plan.
+fn discard_other_size(name: &str, path: &Path, entries: u32) -> Result<Resized, OpenError> {
+    let Ok(pinned) = MapHandle::from_pinned_path(path) else { return Ok(Resized::No) };
+    if pinned.max_entries() == entries {
+        return Ok(Resized::No);
     }
     tracing::warn!(
+        table = name,
         from = pinned.max_entries(),
-        to = flow_entries,
-        "flow table resized: established flows are judged again"
+        to = entries,
+        "table resized: it is filled anew"
     );
-    std::fs::remove_file(path).map_err(|source| OpenError::File { path: path.to_owned(), source })
+    std::fs::remove_file(path).map_err(|source| OpenError::File { path: path.to_owned(), source })?;
+    Ok(if name == "flows" { Resized::FilledByPrograms } else { Resized::FilledByAgent })
 }
 
 /// Returns whether maps of another layout were there; they are unpinned.

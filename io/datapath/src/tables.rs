@@ -36,12 +36,19 @@ pub struct KernelTables {
 impl KernelTables {
     /// `links` are the pod links that exist; an endpoint without one is known but not ready.
     pub fn of_plan(plan: &NodePlan, links: &[PodLink]) -> Self {
+        let mut tables = Self::of_node(plan, links);
+        tables.add_services(plan);
+        tables
+    }
+
+    /// All but services.
+    pub(crate) fn of_node(plan: &NodePlan, links: &[PodLink]) -> Self {
         let mut tables = Self::default();
         tables.add_endpoints(plan, links);
         tables.add_classes(plan);
         tables.add_policies(plan);
         tables.add_routes(plan);
-        tables.add_services(plan);
+        tables.announced = plan.announced.iter().map(|addr| ((*addr).into(), PRESENT)).collect();
         tables
     }
 
@@ -113,7 +120,6 @@ impl KernelTables {
     }
 
     fn add_services(&mut self, plan: &NodePlan) {
-        self.announced = plan.announced.iter().map(|addr| ((*addr).into(), PRESENT)).collect();
         let localhost = localhost(plan);
         let mut lists = HashMap::new();
         for (frontend, service) in &plan.services {

@@ -12,6 +12,7 @@ pub fn datapath(config: &AgentConfig) -> datapath::Config {
         uplink: config.uplink.clone(),
         routing: routing(config),
         flow_entries: datapath::Config::DEFAULT_FLOW_ENTRIES,
+        capacity: datapath::Capacity::default(),
     }
 }
 

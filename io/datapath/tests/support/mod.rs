@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use weft_datapath::{Config, Datapath, PodAttachment, PodLink, device_name};
+use weft_datapath::{Capacity, Config, Datapath, PodAttachment, PodLink, device_name};
 use weft_model::{Addr, Cidr, NodeName, PodKey, Routing, Uid};
 use weft_plan::{EndpointPlan, NextHop, NodePlan, NodeSettings};
 
@@ -247,6 +247,7 @@ impl Node {
             uplink: "eth0".to_owned(),
             routing,
             flow_entries: 1 << 14,
+            capacity: Capacity::default(),
         };
         let worker = Worker::new(namespace.clone(), directory.path().to_owned());
         let node = Self {
