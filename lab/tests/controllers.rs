@@ -164,6 +164,7 @@ async fn serve(directory: &Path, ca: &weft_pki::Ca) -> weft_apiserver::Server {
         service_account_key: signing.private.as_str().to_owned(),
         service_account_public: signing.public,
         service_ranges: vec!["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()],
+        node_ports: weft_apiserver::DEFAULT_NODE_PORTS,
         cluster_domain: "cluster.local".to_owned(),
         kubelet_socket: directory.join("{node}.sock").display().to_string(),
         kubernetes_endpoints: Vec::new(),

@@ -612,7 +612,7 @@ mod tests {
             ("outside9", vec!["172.30.0.10/24".into(), "fd00:172:30::a/64".into()])
         );
         assert_eq!(with(|spec| spec.outside = 10), [SpecError::Outside { outside: 10 }]);
-        for ports in [0..=10, 32_767..=30_000] {
+        for ports in [0..=10, RangeInclusive::new(32_767, 30_000)] {
             let found = with(|spec| spec.node_ports = ports.clone());
             assert!(matches!(found[..], [SpecError::NodePorts { .. }]), "{ports:?}: {found:?}");
         }

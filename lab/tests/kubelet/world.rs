@@ -235,6 +235,7 @@ async fn start_api(dir: &Path) -> Result<weft_apiserver::Server> {
         service_account_key: keys.private.as_str().to_owned(),
         service_account_public: keys.public,
         service_ranges: vec!["10.96.0.0/16".parse()?, "fd00:10:96::/112".parse()?],
+        node_ports: weft_apiserver::DEFAULT_NODE_PORTS,
         cluster_domain: "cluster.local".into(),
         kubelet_socket: dir.join("kubelet.sock").display().to_string(),
         kubernetes_endpoints: vec![address],
