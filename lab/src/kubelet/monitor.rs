@@ -251,7 +251,7 @@ async fn serve_attach(
             let (from, to) = client.into_split();
             let out = tokio::task::spawn_local(send_output(output, to));
             // A client that breaks off is as good as one that ends.
-            let _ = take_input(from, &stdin).await;
+            let _ = take_input(from, mode, &stdin).await;
             if mode == Stdin::OpenOnce {
                 stdin.lock().await.take();
             }
@@ -286,13 +286,18 @@ async fn send_output(
     }
 }
 
-async fn take_input(mut from: tokio::net::unix::OwnedReadHalf, stdin: &SharedStdin) -> io::Result<()> {
+async fn take_input(
+    mut from: tokio::net::unix::OwnedReadHalf,
+    mode: Stdin,
+    stdin: &SharedStdin,
+) -> io::Result<()> {
     while let Some(frame) = Frame::read(&mut from).await? {
         let mut stdin = stdin.lock().await;
         match (frame, stdin.as_ref()) {
             (Frame::Stdin(bytes), Some(fd)) => fd.write_all(&bytes).await?,
             (Frame::Resize(size), Some(fd)) => fd.resize(size)?,
-            (Frame::StdinEnd, Some(_)) => drop(stdin.take()),
+            // An input that is open for more than one client has no end: the next may go on.
+            (Frame::StdinEnd, Some(_)) if mode == Stdin::OpenOnce => drop(stdin.take()),
             _ => {}
         }
     }

@@ -17,6 +17,8 @@ use super::sandbox::{PodDir, Record};
 use super::shared::Shared;
 use super::worker::{self, Input};
 
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Keeps the services known, for ever.
 pub async fn follow_services(shared: Arc<Shared>) {
     let api = Api::<Service>::all(shared.client.clone());
@@ -72,7 +74,7 @@ impl Pods {
             let _ = worker.send(Input::Changed(pod));
             return;
         }
-        if !is_ours(&pod, &self.shared.node) {
+        if !is_ours(&pod, &self.shared.node) || is_mirror(&pod) {
             return;
         }
         if is_over(&pod) && !PodDir::new(&self.shared.sandboxes.pods_dir, &uid).path().exists() {
@@ -115,6 +117,11 @@ impl Pods {
 
 fn is_ours(pod: &Pod, node: &str) -> bool {
     pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_deref() == Some(node))
+}
+
+/// The image of a pod that something else on the node runs: kubelets leave those alone.
+fn is_mirror(pod: &Pod) -> bool {
+    pod.metadata.annotations.iter().flatten().any(|(key, _)| key == MIRROR)
 }
 
 fn is_over(pod: &Pod) -> bool {
