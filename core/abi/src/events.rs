@@ -5,7 +5,7 @@ use weft_model::{Addr, Port, Protocol, Reason};
 use weft_plan::{RuleId, ServiceId};
 
 use crate::AddrKey;
-use crate::flows::rule;
+use crate::flows::{Flow, rule};
 use crate::layout::shared;
 
 shared! {
@@ -59,7 +59,7 @@ pub enum EventKind {
     Translated,
     /// A socket meant a service and got ECONNREFUSED.
     Refused,
-    /// A TCP flow was closed or reset.
+    /// A TCP flow was closed or reset, or a flow was silent for so long that it was removed.
     Ended,
 }
 
@@ -152,6 +152,34 @@ impl Event {
             packets: raw.packets,
             bytes: raw.bytes,
         })
+    }
+}
+
+impl Event {
+    /// The end of a flow that was removed because it was silent: the kernel tells only of flows that close. `hook` is
+    /// where its opener's packets came in.
+    pub fn expired(flow: &Flow, hook: Hook) -> Self {
+        Self {
+            at: flow.last_seen,
+            kind: EventKind::Ended,
+            hook,
+            source: flow.source,
+            source_port: flow.source_port,
+            destination: flow.destination,
+            destination_port: flow.destination_port,
+            protocol: flow.protocol,
+            reason: Some(flow.reason),
+            egress_rule: flow.egress_rule,
+            ingress_rule: flow.ingress_rule,
+            ifindex: 0,
+            length: 0,
+            service: None,
+            backend: None,
+            netns_cookie: 0,
+            socket_cookie: 0,
+            packets: flow.packets,
+            bytes: flow.bytes,
+        }
     }
 }
 

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use weft_abi::{Event, Hook};
 use weft_datapath::{Datapath, EventReader};
-use weft_model::NodeName;
+use weft_model::{NodeName, Verdict};
 use weft_observe::{FlowMetrics, FlowRing, Namer};
 
 use super::applier::{Applier, InForce};
@@ -78,7 +79,22 @@ impl Flows {
         }
     }
 
-    fn take(&self, events: &[weft_abi::Event]) {
+    /// Tells the end of flows that were removed because they were silent. Those that closed were told by the kernel,
+    /// and one that holds a denial never was a flow to anybody.
+    pub fn expired(&self, flows: &[weft_abi::Flow], applier: &Applier) {
+        let state = applier.subscribe().borrow().state.clone();
+        let is_local = |addr| state.as_ref().is_some_and(|s| s.compiled.plan.endpoints.contains_key(addr));
+        let told = flows
+            .iter()
+            .filter(|flow| !flow.tcp.has_ended() && flow.reason.verdict() == Verdict::Forwarded)
+            .map(|flow| {
+                let hook = if is_local(&flow.source) { Hook::FromPod } else { Hook::FromNet };
+                Event::expired(flow, hook)
+            });
+        self.take(&told.collect::<Vec<_>>());
+    }
+
+    fn take(&self, events: &[Event]) {
         let namer = self.namer.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(namer) = namer else { return };
         let now = SystemTime::now();

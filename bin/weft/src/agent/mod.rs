@@ -163,7 +163,7 @@ async fn keep_house(agent: Arc<Agent>) {
         tokio::time::sleep(HOUSEKEEPING).await;
         let datapath = agent.datapath.clone();
         match tokio::task::spawn_blocking(move || datapath.collect_expired()).await {
-            Ok(Ok(ended)) => tracing::debug!(ended = ended.len(), "expired flows collected"),
+            Ok(Ok(expired)) => agent.flows.expired(&expired, &agent.applier),
             Ok(Err(error)) => tracing::warn!(%error, "cannot collect expired flows"),
             Err(error) => tracing::error!(%error, "collecting expired flows failed"),
         }
