@@ -228,7 +228,7 @@ impl Datapath {
         for link in pod_links(&self.netlink)? {
             self.attach_programs(&link.device, link.ifindex)?;
         }
-        Ok(())
+        self.programs.keep_layout(&maps_dir(&self.config))
     }
 
     fn attach_ports(&self) -> Result<(), OpenError> {
@@ -351,18 +351,22 @@ fn check_file_system(path: &Path, magic: FsType, wrong: fn(PathBuf) -> OpenError
     }
 }
 
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
 /// What this kernel lacks, before anything is changed.
 fn check_kernel() -> Result<(), OpenError> {
-    let btf = PathBuf::from("/sys/kernel/btf/vmlinux");
-    if !btf.exists() {
-        return Err(OpenError::NoBtf { path: btf });
-    }
     let loopback = 1;
     // SAFETY: a query without options only reads.
     let result = unsafe {
         libbpf_sys::bpf_prog_query_opts(loopback, libbpf_sys::BPF_TCX_INGRESS, std::ptr::null_mut())
     };
-    match -result {
+    judge_kernel(Path::new(BTF).exists(), -result)
+}
+
+/// `tcx_query` is the error number with which the kernel answers who is attached to a device's tcx hook.
+fn judge_kernel(has_btf: bool, tcx_query: i32) -> Result<(), OpenError> {
+    match tcx_query {
+        _ if !has_btf => Err(OpenError::NoBtf { path: PathBuf::from(BTF) }),
         libc::EPERM => Err(OpenError::NotPermitted),
         libc::EINVAL => Err(OpenError::NoTcx { release: kernel_release() }),
         _ => Ok(()),
@@ -371,4 +375,26 @@ fn check_kernel() -> Result<(), OpenError> {
 
 fn kernel_release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_lack_of_the_kernel_is_named_with_its_remedy() {
+        let told = |has_btf, tcx| judge_kernel(has_btf, tcx).map_err(|error| error.to_string());
+        assert_eq!(told(true, 0), Ok(()));
+        assert_eq!(told(true, libc::ENODEV), Ok(()), "the hook is known, the device is not");
+        let cases = [
+            (told(false, libc::EINVAL), [BTF, "CONFIG_DEBUG_INFO_BTF=y"]),
+            (told(true, libc::EINVAL), ["no tcx hooks", "Linux 6.6 or newer"]),
+            (told(true, libc::EPERM), ["not permitted", "run as root"]),
+        ];
+        for (told, words) in cases {
+            let text = told.unwrap_err();
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        }
+        assert!(told(true, libc::EINVAL).unwrap_err().contains(&kernel_release()));
+    }
 }

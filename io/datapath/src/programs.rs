@@ -25,7 +25,8 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads over the maps pinned in `maps_dir`, pinning there what is new.
+    /// Loads over the maps pinned in `maps_dir`, pinning there what is new. Until `keep_layout` the next load makes
+    /// those anew: programs may still run over other maps, and nothing may have been written into these.
     pub fn load(maps_dir: &Path, config: &weft_abi::Config, flow_entries: u32) -> Result<Self, OpenError> {
         Self::load_sized(maps_dir, config, &BTreeMap::from([("flows", flow_entries)]))
     }
@@ -59,10 +60,12 @@ impl Programs {
                 MapHandle::try_from(&map).map_err(|error| bpf_error(&name, "keep", io_error(error)))?;
             loaded.maps.insert(name, handle);
         }
-        if !maps_dir.join(LAYOUT_PIN).exists() {
-            pin_layout(maps_dir)?;
-        }
         Ok(loaded)
+    }
+
+    /// The programs that run are the ones loaded here: their maps are to be kept.
+    pub(crate) fn keep_layout(&self, maps_dir: &Path) -> Result<(), OpenError> {
+        if maps_dir.join(LAYOUT_PIN).exists() { Ok(()) } else { pin_layout(maps_dir) }
     }
 
     pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>, OpenError> {
@@ -140,7 +143,10 @@ fn discard_other_layout(maps_dir: &Path) -> Result<bool, OpenError> {
     if digest.as_deref() == Some(&current_layout().to_ne_bytes()[..]) || entries.peek().is_none() {
         return Ok(false);
     }
-    tracing::warn!("kernel tables have the layout of another version: they are made anew");
+    tracing::warn!(
+        "kernel tables have the layout of another version: they are made anew, and established flows are judged \
+         again; the programs of that version go on until the first plan is in the new tables"
+    );
     for entry in entries {
         let path = entry.map_err(file)?.path();
         std::fs::remove_file(&path).map_err(|source| OpenError::File { path, source })?;
