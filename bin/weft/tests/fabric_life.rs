@@ -85,3 +85,34 @@ fn without_root_it_says_so() {
     let error = text(&output.stderr);
     assert!(error.contains("root"), "{error}");
 }
+
+/// `weft up` where a part of the kernel's own file systems is hidden by something else.
+fn on_a_machine_where(hide: &str) -> String {
+    let script = format!("{hide} && exec \"$@\"");
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script, "sh", weft(), "up", "--name", "lacking", "--once"])
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "{}", text(&output.stdout));
+    assert_eq!(leftovers("lacking"), Vec::<String>::new());
+    text(&output.stderr)
+}
+
+#[test]
+fn a_kernel_that_lacks_something_is_told_what() {
+    let error = on_a_machine_where("mount -t tmpfs none /sys/kernel/btf");
+    assert!(
+        error.contains("/sys/kernel/btf/vmlinux") && error.contains("CONFIG_DEBUG_INFO_BTF=y"),
+        "{error}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let older = |file: &str, content: &str| {
+        let copy = folder.path().join("hidden");
+        std::fs::write(&copy, content).unwrap();
+        on_a_machine_where(&format!("mount --bind {} {file}", copy.display()))
+    };
+    let error = older("/proc/sys/kernel/osrelease", "6.1.0-9-amd64\n");
+    assert!(error.contains("6.1.0-9-amd64") && error.contains("6.6"), "{error}");
+    let error = older("/proc/filesystems", "nodev\tcgroup2\n");
+    assert!(error.contains("bpf") && error.contains("CONFIG_BPF_SYSCALL"), "{error}");
+}

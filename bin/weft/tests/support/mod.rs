@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 #[path = "../../../../tests/skip.rs"]
-mod skip;
+pub mod skip;
 
 /// Longer than anything here takes, so that a hang fails and does not block.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 const READY: &str = "Ctrl-C takes everything down.";
 
 pub fn weft() -> &'static str {
@@ -79,6 +79,14 @@ impl Fabric {
         out
     }
 
+    /// Runs a command of this machine in a pod of namespace `default`.
+    pub fn exec(&self, pod: &str, command: &[&str]) -> Output {
+        let pod = format!("default/{pod}");
+        let mut weft = Command::new(weft());
+        weft.args(["lab", "exec", "--name", &self.name, &pod, "--"]).args(command);
+        weft.output().expect("weft can be started")
+    }
+
     pub fn json(&self, args: &[&str]) -> Value {
         let out = self.ok(&[args, &["-o", "json"]].concat());
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("weft {args:?}: {error}:\n{out}"))
@@ -91,9 +99,21 @@ impl Fabric {
 
     /// Pids of a process of a node, from its cgroup.
     pub fn pids(&self, node: &str, process: &str) -> Vec<i32> {
-        let file = Path::new("/sys/fs/cgroup/unified/weft").join(&self.name).join(node).join(process);
+        let file = self.cgroup(node).join(process);
         let procs = std::fs::read_to_string(file.join("cgroup.procs")).unwrap_or_default();
         procs.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// The cgroup of a node.
+    pub fn cgroup(&self, node: &str) -> PathBuf {
+        Path::new("/sys/fs/cgroup/unified/weft").join(&self.name).join(node)
+    }
+
+    /// A client with all rights.
+    pub async fn client(&self) -> kube::Client {
+        let kubeconfig = kube::config::Kubeconfig::read_from(self.root().join("kubeconfig")).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
+        kube::Client::try_from(config).unwrap()
     }
 
     pub fn namespace(&self, node: &str) -> String {

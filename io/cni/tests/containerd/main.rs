@@ -1,5 +1,7 @@
 //! Debian's containerd and runc run containers of a hand-made image on a network made through the plugin.
 
+#[path = "../../../../tests/containers/mod.rs"]
+mod containers;
 mod runtime;
 #[path = "../../../../tests/skip.rs"]
 mod skip;
@@ -14,7 +16,8 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 
-use runtime::{Containerd, IMAGE};
+use containers::IMAGE;
+use runtime::Containerd;
 use serde_json::json;
 use support::{Call, Node, PLUGIN};
 use veth::{Namespace, VethNetwork, run};
@@ -22,7 +25,7 @@ use weft_cni::Attachment;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_of_a_real_runtime_are_attached_reachable_and_removed() {
-    if let Some(reason) = runtime::lacking() {
+    if let Some(reason) = containers::lacking() {
         return skip::skip("containers_of_a_real_runtime_are_attached_reachable_and_removed", reason);
     }
     let node = Node::new();
