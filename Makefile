@@ -11,7 +11,7 @@ WEFT := target/release/weft
 
 help: ## List the verbs
 	@echo 'make VERB, with'
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo 'make run takes APP=FILE_OR_FOLDER NODES=3 ROUTING=direct|vxlan NAME=weft'
 
@@ -35,7 +35,7 @@ down: ## Remove the cluster NAME, whatever state it is in
 test: setup-tests ## Run every check and test; ends with the counts and each skip's reason
 	@scripts/test
 
-ci: lint test ## What CI runs: lint and test
+ci: test ## What CI runs
 
 bench: setup-tests ## Measure the data path against loopback and Debian's bridge plugin
 	@scripts/bench
