@@ -2,6 +2,7 @@
 //! what decides it. The judging itself lives in `reach`; here it is told.
 
 mod advice;
+mod balance;
 mod question;
 mod tell;
 

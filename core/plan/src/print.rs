@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     ClassId, ClassMatch, Decision, EndpointPlan, NextHop, NodePlan, PolicyMatch, PolicySet, PolicySetId,
-    PortPrefix, RuleId, ServicePlan,
+    PortPrefix, RuleId,
 };
 
 impl fmt::Display for NodePlan {
@@ -65,21 +65,18 @@ impl NodePlan {
     }
 
     fn service_table(&self) -> Table {
-        let rows = self.services.iter().map(|(frontend, service)| {
-            let ServicePlan { service, port_name, list, .. } = service;
-            let backends = list.backends.iter().map(|backend| {
-                let addr = match backend.addr.family() {
-                    weft_model::Family::V4 => backend.addr.to_string(),
-                    weft_model::Family::V6 => format!("[{}]", backend.addr),
-                };
-                format!("{addr}:{}", backend.port)
-            });
-            let backends = backends.collect::<Vec<_>>().join(",");
-            let backends = if backends.is_empty() { "none".to_owned() } else { backends };
-            let port_name = if port_name.is_empty() { "-".to_owned() } else { port_name.clone() };
-            vec![frontend.to_string(), service.to_string(), port_name, backends]
+        let rows = self.services.iter().map(|(frontend, plan)| {
+            let port = if plan.port_name.is_empty() { "-" } else { &plan.port_name };
+            vec![
+                frontend.to_string(),
+                plan.service.to_string(),
+                port.to_owned(),
+                plan.exposure.to_string(),
+                plan.list.to_string(),
+                plan.edge.as_ref().map_or("-".to_owned(), |edge| edge.beside(&plan.list)),
+            ]
         });
-        Table::new(["FRONTEND", "SERVICE", "PORT", "BACKENDS"], rows)
+        Table::new(["FRONTEND", "SERVICE", "PORT", "KIND", "BACKENDS", "FROM OUTSIDE"], rows)
     }
 
     fn route_table(&self) -> Table {

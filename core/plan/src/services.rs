@@ -111,6 +111,56 @@ pub struct Backend {
     pub node: Option<NodeName>,
 }
 
+impl EdgePlan {
+    /// In a row that shows the list of clients in the cluster already.
+    pub(crate) fn beside(&self, list: &BackendList) -> String {
+        let forwarding = match self.forwarding {
+            Forwarding::Snat => "snat",
+            Forwarding::Dsr => "dsr",
+        };
+        match self.policy {
+            TrafficPolicy::Local => format!("local: {}", self.list),
+            TrafficPolicy::Cluster if self.list.id == list.id => forwarding.to_owned(),
+            TrafficPolicy::Cluster => format!("{forwarding}: {}", self.list),
+        }
+    }
+}
+
+impl fmt::Display for Exposure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::ClusterIp => "cluster-ip",
+            Self::ExternalIp => "external-ip",
+            Self::LoadBalancer => "load-balancer",
+            Self::NodePort => "node-port",
+        })
+    }
+}
+
+impl fmt::Display for BackendList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let backends: Vec<String> = self.backends.iter().map(ToString::to_string).collect();
+        f.pad(match (&backends[..], self.elsewhere) {
+            ([], false) => "none",
+            ([], true) => "none here",
+            _ => return f.pad(&backends.join(",")),
+        })
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.addr.family() {
+            weft_model::Family::V4 => write!(f, "{}:{}", self.addr, self.port)?,
+            weft_model::Family::V6 => write!(f, "[{}]:{}", self.addr, self.port)?,
+        }
+        match self.weight {
+            Weight(1) => Ok(()),
+            Weight(weight) => write!(f, "*{weight}"),
+        }
+    }
+}
+
 impl Backend {
     /// One that is no pod.
     pub fn at(addr: Addr, port: Port) -> Self {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use weft_model::Forwarding;
 
 use super::network::UPLINK;
 use super::paths::Paths;
@@ -59,6 +60,8 @@ pub struct AgentConfig {
     pub cgroup_dir: PathBuf,
     pub uplink: String,
     pub routing: Routing,
+    pub forwarding: Forwarding,
+    pub localhost_node_ports: bool,
     /// The MTU of the links between nodes; what pods get follows from it and the routing.
     pub mtu: u32,
     pub cluster_cidrs: ClusterCidrs,
@@ -178,6 +181,8 @@ impl Inputs<'_> {
             cgroup_dir: self.cgroup.join(&node.name),
             uplink: UPLINK.to_owned(),
             routing: spec.routing,
+            forwarding: spec.forwarding,
+            localhost_node_ports: spec.localhost_node_ports,
             mtu: spec.mtu,
             cluster_cidrs: ClusterCidrs {
                 pods: spec.pods.of(spec.families),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+use weft_model::Forwarding;
 
 /// First node's host number in the node ranges; those below are the underlay's own.
 const FIRST_NODE_HOST: u32 = 11;
@@ -98,6 +99,10 @@ pub struct Spec {
     pub outside: u16,
     /// Ports that services get on every node.
     pub node_ports: RangeInclusive<u16>,
+    /// Node ports answer on the loopback address too, for processes of the node.
+    pub localhost_node_ports: bool,
+    /// How connections from outside get to backends on other nodes, for services that do not say.
+    pub forwarding: Forwarding,
     /// How many seconds a node may be silent before its pods count as not ready.
     pub node_grace_seconds: u32,
     /// Where all fabrics keep their state.
@@ -127,6 +132,8 @@ impl Default for Spec {
             region: "lab".to_owned(),
             outside: 0,
             node_ports: 30_000..=32_767,
+            localhost_node_ports: false,
+            forwarding: Forwarding::Snat,
             node_grace_seconds: 4,
             state_root: PathBuf::from("/run/weft"),
             netns_root: PathBuf::from("/run/netns"),

@@ -25,7 +25,8 @@ pub fn cluster(config: &AgentConfig) -> ClusterSettings {
         dns_addresses: config.dns_ips.iter().copied().map(Addr::from).collect(),
         cluster_domain: config.cluster_domain.clone(),
         mtu: config.mtu,
-        ..ClusterSettings::default()
+        forwarding: config.forwarding,
+        localhost_node_ports: config.localhost_node_ports,
     }
 }
 

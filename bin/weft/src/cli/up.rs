@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
 use weft_lab::fabric::{self, Families, Routing, Spec};
+use weft_model::Forwarding;
 
 use super::summary;
 use crate::fabrics::DEFAULT_NAME;
@@ -74,6 +75,12 @@ pub struct Args {
     /// Ports that services get on every node
     #[arg(long, default_value = "30000-32767", value_name = "FIRST-LAST", value_parser = port_range)]
     node_ports: RangeInclusive<u16>,
+    /// Node ports answer on 127.0.0.1 and ::1 too, for processes of the node
+    #[arg(long)]
+    localhost_node_ports: bool,
+    /// How connections from outside get to backends on other nodes
+    #[arg(long, value_enum, default_value = "snat")]
+    forwarding: ForwardingArg,
     /// How long a node may be silent before its pods count as not ready
     #[arg(long, default_value_t = 4, value_name = "SECONDS")]
     node_grace: u32,
@@ -91,6 +98,14 @@ enum RoutingArg {
     Direct,
     /// Encapsulated: works over any network
     Vxlan,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ForwardingArg {
+    /// From an address of the node they came to; replies go back through it
+    Snat,
+    /// With the client's address; replies go from the backend's node to the client
+    Dsr,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -121,6 +136,11 @@ impl Args {
             region: self.region.clone(),
             outside: self.outside,
             node_ports: self.node_ports.clone(),
+            localhost_node_ports: self.localhost_node_ports,
+            forwarding: match self.forwarding {
+                ForwardingArg::Snat => Forwarding::Snat,
+                ForwardingArg::Dsr => Forwarding::Dsr,
+            },
             node_grace_seconds: self.node_grace,
             ..Spec::default()
         };

@@ -92,6 +92,35 @@ impl Fabric {
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("weft {args:?}: {error}:\n{out}"))
     }
 
+    /// An object or a list of the cluster's API, by its path.
+    pub fn get(&self, path: &str) -> Value {
+        self.ask("GET", path, None)
+    }
+
+    /// Changes an object by a merge patch (RFC 7386).
+    pub fn patch(&self, path: &str, patch: &Value) -> Value {
+        self.ask("PATCH", path, Some(patch))
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let kubeconfig = self.root().join("kubeconfig");
+        let body = body.map(|body| serde_json::to_vec(body).unwrap()).unwrap_or_default();
+        let request = hyper::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", "application/merge-patch+json")
+            .body(body)
+            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let answer = runtime.block_on(async {
+            let client = weft_kube::client_from_kubeconfig(&kubeconfig).await?;
+            client.request::<Value>(request).await.map_err(|error| error.to_string().into())
+        });
+        answer.unwrap_or_else(|error: Box<dyn std::error::Error>| {
+            panic!("{method} {path}: {error}\n{}", self.logs())
+        })
+    }
+
     /// The pid of the supervisor.
     pub fn supervisor(&self) -> u32 {
         self.child.as_ref().expect("still supervised").id()

@@ -8,6 +8,7 @@ use weft_model::{
 use weft_plan::{Backend, NodePlan, ServicePlan};
 
 use super::advice::{self, Party};
+use super::balance::balanced;
 use super::question::PortName;
 use super::{Destination, Explanation, Path, Question, QuestionError, Stage, Step};
 use crate::names::{NameAnswer, NameData, QueryType, answer};
@@ -234,17 +235,7 @@ impl<'c> Story<'c> {
                 refused.push(Reach::Refused { reason: Some(reason) });
             }
             Sockets::Balanced { service, backends } => {
-                let count = backends.len();
-                let text = format!(
-                    "{addr}:{port}/{protocol} is service {}{}; one of {count} ready backend{} is chosen at random",
-                    service.service,
-                    if service.port_name.is_empty() {
-                        String::new()
-                    } else {
-                        format!(" port {}", service.port_name)
-                    },
-                    if count == 1 { "" } else { "s" },
-                );
+                let text = format!("{addr}:{port}/{protocol} is {}", balanced(service));
                 steps.push(Step::passed(Stage::Service, text));
                 for backend in backends {
                     paths.extend(self.path(backend.addr, protocol, backend.port, Some(backend)));
