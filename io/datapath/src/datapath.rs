@@ -29,7 +29,7 @@ use crate::pods::{DEVICE_PREFIX, PodLink, pod_links};
 use crate::programs::Programs;
 use crate::service_state::ServiceState;
 use crate::tables::KernelTables;
-use crate::usage::Refused;
+use crate::usage::{Refused, Usage};
 
 /// Where the datapath lives and what it stands on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +116,7 @@ pub(crate) struct Memory {
     pub services: Option<ServiceState>,
     /// Said already.
     pub refused: Vec<Refused>,
+    pub usage: BTreeMap<&'static str, Usage>,
     pub masquerade: Option<String>,
     /// Programs wait for their first plan, because their maps are empty.
     pub attach_after_apply: bool,

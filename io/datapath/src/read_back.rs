@@ -1,9 +1,12 @@
 //! What the kernel holds, as plan nouns: for people, and for tests that compare two states.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use weft_abi::{BackendKey, EndpointFlags, EndpointKind, EndpointValue, Mac, RouteKind, RouteValue};
+use weft_abi::{
+    BackendKey, EndpointFlags, EndpointKind, EndpointValue, Mac, RouteKind, RouteValue, ServiceFlags,
+    ServiceValue, SourceKey,
+};
 use weft_model::{Addr, Cidr, Port};
 use weft_plan::{ClassId, Decision, Frontend, PolicyMatch, PolicySetId, RuleId, ServiceId};
 
@@ -18,6 +21,7 @@ pub struct Tables {
     pub policies: BTreeMap<PolicySetId, PolicyRows>,
     pub services: BTreeMap<Frontend, ServiceRow>,
     pub routes: BTreeMap<Cidr, RouteRow>,
+    pub announced: BTreeSet<Addr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +47,15 @@ pub struct PolicyRows {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceRow {
     pub id: ServiceId,
+    /// As often as their weight.
     pub backends: Vec<(Addr, Port)>,
+    /// `None`: nobody comes in from outside.
+    pub edge: Option<Vec<(Addr, Port)>>,
+    /// Seconds; 0: none.
+    pub affinity: u32,
+    pub sources: Vec<Cidr>,
+    /// Bits of `weft_abi::ServiceFlags`.
+    pub flags: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,14 +104,77 @@ impl From<&KernelTables> for Tables {
             }
         }
         for (key, value) in &raw.services {
-            let slots = (0..value.slots).map(|slot| BackendKey { list: value.list, slot });
-            let backends =
-                slots.filter_map(|key| raw.backends.get(&key)).map(|backend| backend.target()).collect();
-            tables.services.insert((*key).into(), ServiceRow { id: ServiceId(value.id), backends });
+            tables.services.insert((*key).into(), ServiceRow::of(raw, value));
         }
+        tables.announced = raw.announced.keys().map(|addr| (*addr).into()).collect();
         tables
     }
 }
+
+impl ServiceRow {
+    fn of(raw: &KernelTables, value: &ServiceValue) -> Self {
+        let slots = (0..value.slots).map(|slot| BackendKey { list: value.list, slot });
+        let list = value.edge_list;
+        let edge = raw.backends.range(BackendKey { list, slot: 0 }..=BackendKey { list, slot: u32::MAX });
+        let sources = raw.source_ranges.keys().filter(|key| key.service == value.id);
+        Self {
+            id: ServiceId(value.id),
+            backends: slots
+                .filter_map(|key| raw.backends.get(&key))
+                .map(|backend| backend.target())
+                .collect(),
+            edge: (value.flags & ServiceFlags::EDGE != 0)
+                .then(|| edge.map(|(_, backend)| backend.target()).collect()),
+            affinity: value.affinity,
+            sources: if value.flags & ServiceFlags::SOURCE_RANGES == 0 {
+                Vec::new()
+            } else {
+                sources.filter_map(|key| source_range(key)).collect()
+            },
+            flags: value.flags,
+        }
+    }
+}
+
+fn source_range(key: &SourceKey) -> Option<Cidr> {
+    let bits = key.bits.checked_sub(SourceKey::BITS_SERVICE)?;
+    weft_abi::PrefixKey { bits, addr: key.addr }.to_cidr()
+}
+
+impl fmt::Display for ServiceRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |backends: &[(Addr, Port)]| {
+            let backends: Vec<String> =
+                backends.iter().map(|(addr, port)| format!("{addr} port {port}")).collect();
+            if backends.is_empty() { "nobody".to_owned() } else { backends.join(", ") }
+        };
+        write!(f, "-> {}", list(&self.backends))?;
+        if let Some(edge) = &self.edge {
+            write!(f, "; from outside -> {}", list(edge))?;
+        }
+        if self.affinity > 0 {
+            write!(f, "; affinity {} s", self.affinity)?;
+        }
+        if !self.sources.is_empty() {
+            let sources: Vec<String> = self.sources.iter().map(Cidr::to_string).collect();
+            write!(f, "; from {}", sources.join(", "))?;
+        }
+        let words: Vec<&str> =
+            FLAGS.iter().filter(|(bit, _)| self.flags & bit != 0).map(|(_, word)| *word).collect();
+        if words.is_empty() { Ok(()) } else { write!(f, "; {}", words.join(", ")) }
+    }
+}
+
+/// Those that the rest of the row does not show.
+const FLAGS: [(u32, &str); 7] = [
+    (ServiceFlags::EDGE_LOCAL, "edge local"),
+    (ServiceFlags::EDGE_ELSEWHERE, "edge endpoints elsewhere"),
+    (ServiceFlags::EDGE_DSR, "direct server return"),
+    (ServiceFlags::SOURCE_RANGES, "source ranges"),
+    (ServiceFlags::HASHED, "by hash"),
+    (ServiceFlags::LOCALHOST, "on loopback"),
+    (ServiceFlags::LOCAL_ELSEWHERE, "endpoints elsewhere"),
+];
 
 impl From<&EndpointValue> for EndpointRow {
     fn from(value: &EndpointValue) -> Self {
@@ -186,12 +261,13 @@ impl fmt::Display for Tables {
             }
         }
         for (frontend, row) in &self.services {
-            let backends: Vec<String> =
-                row.backends.iter().map(|(addr, port)| format!("{addr} port {port}")).collect();
-            writeln!(f, "service {frontend} -> {}", backends.join(", "))?;
+            writeln!(f, "service {frontend} {row}")?;
         }
         for (prefix, row) in &self.routes {
             writeln!(f, "route {prefix} {row}")?;
+        }
+        for addr in &self.announced {
+            writeln!(f, "announced {addr}")?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Services from the plan to the kernel: what a frontend refers to is put before it and removed after it. What changes is
 //! reckoned in `service_state`.
 
+use std::collections::BTreeMap;
 use std::mem;
 
 use weft_plan::NodePlan;
@@ -54,9 +55,15 @@ impl Datapath {
             report.usage.insert(table, Usage { used, capacity });
         }
         memory.services = Some(state);
+        memory.usage.extend(report.usage.iter().map(|(table, usage)| (*table, *usage)));
         say_refused(&mem::replace(&mut memory.refused, refused.clone()), &refused);
         report.refused = refused;
         Ok(())
+    }
+
+    /// How full each table was after the last plan; empty before the first.
+    pub fn usage(&self) -> BTreeMap<&'static str, Usage> {
+        self.memory().usage.clone()
     }
 
     fn put_services(&self, changes: &ServiceChanges) -> Result<(), ApplyError> {

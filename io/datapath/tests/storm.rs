@@ -20,7 +20,7 @@ const CHANGES: usize = 5_000;
 const CHANGES_BETWEEN_RESTS: usize = 250;
 const SERVICES: u64 = 14;
 const BACKENDS: u64 = 30;
-const SERVICE_TABLES: [&str; 5] = ["services", "backends", "members", "maglev", "source_ranges"];
+const SERVICE_TABLES: [&str; 6] = ["services", "backends", "members", "maglev", "source_ranges", "announced"];
 
 /// A sequence that looks random and is the same in every run (xorshift, Marsaglia 2003).
 struct Dice(u64);
@@ -325,6 +325,10 @@ fn tables_are_a_fresh_agents_after_any_history() {
         let wanted: BTreeMap<Frontend, ServicePlan> = world.values().flat_map(Service::frontends).collect();
         plan_services(node, &wanted);
         node.plan.settings.localhost_node_ports ^= dice.once_in(200);
+        let announced = addr(&format!("203.0.113.{}", dice.roll(SERVICES) + 1));
+        if dice.once_in(3) && !node.plan.announced.remove(&announced) {
+            node.plan.announced.insert(announced);
+        }
         // Several changes may come together.
         if dice.once_in(4) && !change.is_multiple_of(CHANGES_BETWEEN_RESTS) {
             continue;
@@ -355,11 +359,32 @@ fn tables_are_a_fresh_agents_after_any_history() {
             let plan = node.plan.clone();
             let differences = node.with(move |datapath| datapath.differences(&plan)).unwrap();
             assert!(differences.is_empty(), "{differences:?}");
+            check_told(node, &tables);
             check_gone(seen.difference(&inner).copied());
         }
     }
     assert!(failures > 100, "only {failures} applies failed");
     assert!(writes.failed.load(Ordering::Relaxed) as usize >= failures);
+}
+
+/// An entry that somebody else removes is missed.
+fn check_told(node: &Node, tables: &BTreeMap<&'static str, Entries>) {
+    for name in SERVICE_TABLES {
+        let Some((key, value)) = tables[name].first_key_value() else { panic!("{name} is empty") };
+        // What a hash table holds cannot be put back as it was read.
+        if name == "maglev" {
+            continue;
+        }
+        let (key, value, plan) = (key.clone(), value.clone(), node.plan.clone());
+        let differences = node.with(move |datapath| {
+            let map = datapath.programs().map(name).unwrap();
+            map.delete(&key).unwrap();
+            let differences = datapath.differences(&plan).unwrap();
+            map.update(&key, &value, MapFlags::ANY).unwrap();
+            differences
+        });
+        assert!(!differences.is_empty(), "{name}");
+    }
 }
 
 /// The kernel frees maps a little later than their last use.
