@@ -1,11 +1,12 @@
 //! What services cost: connections through a cluster IP beside the pod's own address, programming 10,000 services, and
 //! changing one of them; each beside nft and iptables in the layout that kube-proxy programs.
 //!
-//! `bench_services [--rounds N] [--seconds S] [--only crr,program,change]`; needs root. Both ends of a connection share a CPU.
+//! `bench_services [--rounds N] [--seconds S] [--only crr,program,change,event]`; needs root. Both ends of a connection share a CPU.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,9 +18,14 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use support::{Fabric, Namespace, Node, addr};
+use support::{Fabric, Namespace, Node, addr, cidr, node_v4};
+use weft_compile::Compiler;
 use weft_datapath::Report;
-use weft_model::{Addr, Forwarding, Port, Protocol, Routing, ServiceKey, TrafficPolicy};
+use weft_model::{
+    Addr, ClusterSettings, Endpoint, EndpointCondition, EndpointSlice, Family, Forwarding, Hints,
+    Node as ModelNode, NodeName, Port, Protocol, Routing, Service, ServiceKey, ServiceKind, ServicePort,
+    Snapshot, TargetPort, TrafficPolicy,
+};
 use weft_plan::{Backend, BackendList, EdgePlan, Frontend, ListId, ServiceId, ServicePlan};
 
 const MANY: u32 = 10_000;
@@ -44,7 +50,7 @@ fn options() -> Options {
                 options.time = Duration::from_secs_f64(value.parse().expect("--seconds takes a number"))
             }
             "--only" => options.only = value.split(',').map(str::to_owned).collect(),
-            other => panic!("{other}: unknown; use --rounds N, --seconds S, --only crr,program,change"),
+            other => panic!("{other}: unknown; use --rounds N, --seconds S, --only crr,program,change,event"),
         }
     }
     options
@@ -405,7 +411,7 @@ fn change(_: &Options) {
     add_services(node, MANY, addr("10.244.1.9"));
     node.apply();
     for (what, hashed) in [("cluster IPs", false), ("load balancers (by hash)", true)] {
-        let mut times: Vec<f64> = (0..500u32)
+        let times: Vec<f64> = (0..500u32)
             .map(|turn| {
                 let number = turn * 17 % (MANY - 1);
                 let mut backends = others(number);
@@ -423,15 +429,98 @@ fn change(_: &Options) {
                 apply_timed(node).1.as_secs_f64() * 1e3
             })
             .collect();
-        times.sort_by(f64::total_cmp);
-        let at = |share: f64| times[(times.len() as f64 * share) as usize];
-        println!(
-            "one change among {MANY}, {what}: median {:.2} ms, p99 {:.2} ms, most {:.2} ms",
-            at(0.5),
-            at(0.99),
-            times[times.len() - 1]
-        );
+        say_times(&format!("one plan's change of {what}"), times);
     }
+}
+
+/// What the API says of a node and of services with a slice each.
+fn snapshot() -> Snapshot {
+    let settings = ClusterSettings {
+        pod_cidrs: vec![cidr("10.244.0.0/15")],
+        service_cidrs: vec![cidr("10.96.0.0/16")],
+        ..ClusterSettings::default()
+    };
+    let mut snapshot = Snapshot { settings, ..Snapshot::default() };
+    let node = ModelNode {
+        name: NodeName::new("node1"),
+        labels: BTreeMap::new(),
+        addresses: vec![node_v4(1)],
+        pod_cidrs: BTreeSet::from([cidr("10.244.1.0/24")]),
+        ready: true,
+    };
+    snapshot.nodes.insert(node.name.clone(), node);
+    for number in 0..MANY {
+        let key = ServiceKey::new("bench", format!("s{number}"));
+        let port = ServicePort {
+            name: "http".to_owned(),
+            protocol: Protocol::TCP,
+            port: Port(PORT),
+            target: TargetPort::Number(Port(PORT)),
+            node_port: None,
+            app_protocol: None,
+        };
+        let service = Service {
+            cluster_ips: vec![service_addr(number).into()],
+            ports: vec![port],
+            ..Service::new(key.clone(), ServiceKind::ClusterIp)
+        };
+        snapshot.services.insert(key.clone(), service);
+        snapshot.slices.insert(key.clone(), slice(key, &others(number)));
+    }
+    snapshot
+}
+
+fn slice(service: ServiceKey, backends: &[Backend]) -> EndpointSlice {
+    let endpoint = |backend: &Backend| Endpoint {
+        addresses: BTreeSet::from([backend.addr]),
+        condition: EndpointCondition::Ready,
+        hostname: None,
+        node: Some(NodeName::new("node2")),
+        zone: None,
+        target: None,
+        hints: Hints::default(),
+        weight: Default::default(),
+    };
+    EndpointSlice {
+        name: format!("{}-1", service.name),
+        service,
+        family: Family::V4,
+        ports: vec![("http".to_owned(), Protocol::TCP, Port(PORT))],
+        endpoints: backends.iter().map(endpoint).collect(),
+    }
+}
+
+/// From a slice as parsed to the kernel's tables.
+fn event(_: &Options) {
+    let mut fabric = Fabric::new(1, Routing::Direct);
+    let node = &mut fabric.nodes[0];
+    let mut snapshot = snapshot();
+    let mut compiler = Compiler::new(NodeName::new("node1"));
+    node.plan = compiler.compile(&snapshot).plan;
+    node.apply();
+    let times = (0..500u32).map(|turn| {
+        let number = turn * 17 % MANY;
+        let key = ServiceKey::new("bench", format!("s{number}"));
+        let left = &others(number)[..1];
+        let start = Instant::now();
+        snapshot.slices.insert(key.clone(), slice(key, left));
+        node.plan = compiler.compile(&snapshot).plan;
+        let (report, _) = apply_timed(node);
+        assert!(!report.is_unchanged(), "one of two endpoints has gone");
+        start.elapsed().as_secs_f64() * 1e3
+    });
+    say_times("one endpoint gone, compiled and applied", times.collect());
+}
+
+fn say_times(what: &str, mut times: Vec<f64>) {
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[(times.len() as f64 * share) as usize];
+    println!(
+        "{what}, among {MANY} services: median {:.2} ms, p99 {:.2} ms, most {:.2} ms",
+        at(0.5),
+        at(0.99),
+        times[times.len() - 1]
+    );
 }
 
 fn main() {
@@ -439,6 +528,9 @@ fn main() {
     let chosen = |name: &str| options.only.is_empty() || options.only.iter().any(|one| one == name);
     if chosen("change") {
         change(&options);
+    }
+    if chosen("event") {
+        event(&options);
     }
     if chosen("program") {
         program(&options);

@@ -129,7 +129,7 @@ impl ServiceRow {
             sources: if value.flags & ServiceFlags::SOURCE_RANGES == 0 {
                 Vec::new()
             } else {
-                sources.filter_map(|key| source_range(key)).collect()
+                sources.filter_map(source_range).collect()
             },
             flags: value.flags,
         }
