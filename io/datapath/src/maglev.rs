@@ -93,7 +93,8 @@ impl MaglevTables {
         loop {
             match outcome.recv_timeout(LOOK) {
                 Ok(result) => return result,
-                Err(RecvTimeoutError::Timeout) if self.id_of(last)? != id => {}
+                // The descriptors are lent to the call until it has made the change, whatever else goes wrong.
+                Err(RecvTimeoutError::Timeout) if self.id_of(last).ok() != Some(id) => {}
                 Err(RecvTimeoutError::Timeout) => return Ok(()),
                 Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("its thread panicked")),
             }

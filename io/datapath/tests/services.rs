@@ -457,3 +457,98 @@ fn datagrams_of_the_node_stay_with_a_backend_until_it_leaves() {
     assert_eq!(connected.call("udp-send", V4, 80), "EDESTADDRREQ at once");
     assert_eq!(sender.call("udp", V4, 80), "ECONNREFUSED at once");
 }
+
+/// What a socket met, by events: its backend, or why it was refused.
+type Met = BTreeMap<(u64, Protocol, Addr, Port), Result<(Addr, Port), Reason>>;
+
+fn every_kind_of_service(node: &mut Node, servers: &[support::Pod]) {
+    let (v4, v6) = (|server: &support::Pod| server.v4, |server: &support::Pod| server.v6);
+    let list = |id: u32, addr: fn(&support::Pod) -> Addr, count: usize| {
+        let to: Vec<(Addr, u16)> = servers[..count].iter().map(|server| (addr(server), 8080)).collect();
+        Arc::new(BackendList {
+            id: ListId(id),
+            backends: backends(&to),
+            elsewhere: id % 2 == 1 && count == 0,
+        })
+    };
+    let mut id = 0;
+    let mut put = |text: &str, port: u16, exposure: Exposure, count: usize, ranges: &[&str]| {
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            id += 1;
+            let family = if addr(text).family() == Family::V4 { v4 } else { v6 };
+            let service = ServicePlan {
+                exposure,
+                balancing: Balancing::Maglev,
+                list: list(100 + id, family, count),
+                source_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+                ..ServicePlan::cluster_ip(ServiceId(id), ServiceKey::new("test", "web"), Vec::new())
+            };
+            node.plan.services.insert(Frontend { addr: addr(text), protocol, port: Port(port) }, service);
+        }
+    };
+    put(V4, 80, Exposure::ClusterIp, 3, &[]);
+    put(V6, 80, Exposure::ClusterIp, 2, &[]);
+    put("10.96.1.2", 80, Exposure::ClusterIp, 0, &[]);
+    put("fd00:10:96::102", 80, Exposure::ClusterIp, 0, &[]);
+    put("203.0.113.7", 80, Exposure::LoadBalancer, 3, &["192.0.2.0/24"]);
+    put("172.30.0.11", 80, Exposure::ExternalIp, 2, &[]);
+    put("0.0.0.0", 30080, Exposure::NodePort, 3, &[]);
+    put("::", 30080, Exposure::NodePort, 3, &[]);
+    put("0.0.0.0", 30081, Exposure::NodePort, 0, &[]);
+}
+
+#[test]
+fn the_kernel_and_the_definition_agree_on_every_address() {
+    let mut fabric = Fabric::new(2, Routing::Direct);
+    let client = fabric.nodes[0].add_pod(2);
+    let servers: Vec<support::Pod> = [3, 4, 5].iter().map(|host| fabric.nodes[0].add_pod(*host)).collect();
+    let node = &mut fabric.nodes[0];
+    every_kind_of_service(node, &servers);
+    let node_cookie = node.namespace.run(weft_datapath::netns_cookie).unwrap();
+    let mut addresses: Vec<String> =
+        [V4, V6, "10.96.1.2", "fd00:10:96::102", "203.0.113.7"].map(str::to_owned).into();
+    addresses.extend(["10.96.200.1", "fd00:10:96::ffff", "10.96.0.10", "fd00:10:96::a"].map(str::to_owned));
+    addresses.extend(["127.0.0.1", "127.0.0.2", "::1", "192.0.2.1", "0.0.0.0"].map(str::to_owned));
+    addresses
+        .extend([node_v4(1), node_v4(2), node_v6(1), node_v6(2), servers[0].v4].map(|addr| addr.to_string()));
+    for localhost in [false, true] {
+        node.plan.settings.localhost_node_ports = localhost;
+        node.apply();
+        let reader = node.with(|datapath| datapath.events()).unwrap();
+        let mut expected = Met::new();
+        let askers = [
+            (&client.namespace, Owner::Pod, client.link.netns_cookie),
+            (&node.namespace, Owner::Node, node_cookie),
+        ];
+        for (namespace, owner, netns_cookie) in askers {
+            let mut process = Client::start(node, namespace);
+            for (kind, protocol) in [("tcp-start", Protocol::TCP), ("udp-connect", Protocol::UDP)] {
+                for (to, port) in
+                    addresses.iter().flat_map(|to| [80, 81, 30080, 30081].map(|port| (to, port)))
+                {
+                    process.call(kind, to, port);
+                    let asker = Asker { owner, netns_cookie };
+                    let (to, port) = (addr(to), Port(port));
+                    let met = weft_decide::connect(&node.plan, asker, protocol, to, port, Chance::default());
+                    let met = match met {
+                        Connect::Unchanged => continue,
+                        Connect::To { backend, .. } => Ok((backend.addr, backend.port)),
+                        Connect::Refused { reason, .. } => Err(reason),
+                    };
+                    expected.insert((netns_cookie, protocol, to, port), met);
+                }
+            }
+        }
+        let mut met = Met::new();
+        for event in reader.poll(Duration::from_secs(1)).unwrap() {
+            let key = (event.netns_cookie, event.protocol, event.destination, event.destination_port);
+            match event.kind {
+                EventKind::Translated => drop(met.insert(key, Ok(event.backend.unwrap()))),
+                EventKind::Refused => drop(met.insert(key, Err(event.reason.unwrap()))),
+                _ => {}
+            }
+        }
+        assert!(expected.len() > 60 && expected.values().any(Result::is_err), "{}", expected.len());
+        assert_eq!(met, expected, "node ports on loopback: {localhost}");
+    }
+}
