@@ -1,7 +1,10 @@
 /* What other machines send: tcx ingress on the uplink and on the tunnel device. */
+#include "lib/edge.h"
 #include "lib/known.h"
 
 #define PACKET_FOR_US 0
+/* Its destination is no pod of this node; not one of the actions that a program may return. */
+#define NOT_FOR_POD (-3)
 
 static __always_inline int to_node(struct __sk_buff *skb)
 {
@@ -55,30 +58,24 @@ static __noinline int from_net_known(struct __sk_buff *skb)
     return bpf_redirect_peer(to->ifindex, 0);
 }
 
-/* The general way: any packet at all. */
-__noinline int from_net_any(struct __sk_buff *skb)
+/* The general way: any packet at all. `flow_flags` are those of a packet that was translated, and whose source has been looked at. */
+__noinline int from_net_any(struct __sk_buff *skb, __u32 flow_flags)
 {
-    struct packet packet = {};
+    struct packet packet = {.flow_flags = flow_flags};
     struct verdict verdict = {};
     struct found found;
     struct weft_end end;
     if (parse_network(skb, &packet))
         return to_node(skb);
     const struct weft_endpoint *local = bpf_map_lookup_elem(&endpoints, &packet.destination);
-    if (!local || local->kind != WEFT_ENDPOINT_POD) {
-        end.kind = WEFT_END_HOST;
-        if (!local)
-            resolve_route(&packet.destination, &end);
-        if (end.kind != WEFT_END_OWN_PODS)
-            return to_node(skb);
-        return refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, WEFT_REASON_NO_SUCH_POD);
-    }
+    if (!local || local->kind != WEFT_ENDPOINT_POD)
+        return NOT_FOR_POD;
     __u8 broken = parse_transport(skb, &packet);
-    if (!broken && find_current(&packet, &found) && is_known(skb, &found)) {
+    if (!broken && find_current(&packet, &found) && (flow_flags || is_known(skb, &found))) {
         follow_flow(skb, &packet, &found, WEFT_HOOK_FROM_NET, &verdict);
     } else {
         resolve(&packet.source, &end);
-        if (is_spoofed(skb, &end))
+        if (!flow_flags && is_spoofed(skb, &end))
             broken = WEFT_REASON_SPOOFED_SOURCE;
         if (broken)
             return refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, broken);
@@ -86,14 +83,145 @@ __noinline int from_net_any(struct __sk_buff *skb)
     }
     if (is_denial(verdict.reason))
         return refuse(skb, &packet, WEFT_HOOK_FROM_NET, &verdict);
+    if (verdict.flags & WEFT_FLOW_NAT && !flow_flags)
+        return ANSWERS | verdict.reason;
     if (packet.hop_limit <= 1)
         to_node(skb);
     return deliver(skb, &packet, WEFT_HOOK_FROM_NET, &verdict);
+}
+
+/* A node sends on what it got from outside, unchanged; nobody else's tunnel may. */
+static __always_inline bool came_from_node(struct __sk_buff *skb)
+{
+    struct bpf_tunnel_key key = {};
+    struct weft_addr remote;
+    struct weft_end end = {};
+    if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+        set_v4(&remote, bpf_htonl(key.remote_ipv4));
+    else if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+        __builtin_memcpy(&remote, key.remote_ipv6, sizeof(remote));
+    else
+        return false;
+    resolve_route(&remote, &end);
+    return end.kind == WEFT_END_REMOTE;
+}
+
+static __noinline bool is_spoofed_client(struct __sk_buff *skb, const struct packet *packet)
+{
+    struct weft_end from;
+    resolve(&packet->source, &from);
+    bool tunnelled = weft_config.tunnel_ifindex && skb->ifindex == weft_config.tunnel_ifindex;
+    if (tunnelled && from.kind == WEFT_END_OUTSIDE)
+        return !came_from_node(skb);
+    return is_spoofed(skb, &from);
+}
+
+/* Other nodes' tunnels end in the stack: the only packets to the node of which there are many. */
+static __always_inline bool is_tunnels(const struct packet *packet)
+{
+    return weft_config.tunnel_port && packet->protocol == PROTOCOL_UDP && packet->destination_port == weft_config.tunnel_port;
+}
+
+/* Back along the way it came. */
+static __always_inline int refuse_aloud(struct __sk_buff *skb, const struct packet *packet, __u8 reason)
+{
+    refuse_with(skb, packet, WEFT_HOOK_FROM_NET, reason);
+    if (!turn_into_refusal(skb, packet, reason))
+        return DROP;
+    return skb->ifindex == weft_config.uplink_ifindex ? bpf_redirect(skb->ifindex, 0)
+                                                      : bpf_redirect_neigh(weft_config.uplink_ifindex, NULL, 0, 0);
+}
+
+/* Unchanged to the backend's node, which chooses the same one. */
+static __always_inline int send_on(struct __sk_buff *skb, const struct packet *packet, const struct weft_end *backend)
+{
+    struct verdict verdict = {.reason = WEFT_REASON_BALANCED, .to = *backend};
+    if (backend->kind != WEFT_END_REMOTE && backend->kind != WEFT_END_REMOTE_POD)
+        return refuse_with(skb, packet, WEFT_HOOK_FROM_NET, WEFT_REASON_ROUTE_MISSING);
+    return send_remote(skb, packet, WEFT_HOOK_FROM_NET, &verdict);
+}
+
+/* A packet of a translated connection. NOT_KNOWN: it is now one to a pod of this node. */
+static __noinline int forward_connection(struct __sk_buff *skb, struct packet *packet, int connection,
+                                              struct weft_translation *draft)
+{
+    struct verdict verdict = {.reason = WEFT_REASON_BALANCED};
+    resolve(&draft->to.destination, &verdict.to);
+    if (verdict.to.kind != WEFT_END_HOST && packet->hop_limit <= 1)
+        return refuse_aloud(skb, packet, WEFT_REASON_HOP_LIMIT);
+    if (connection == CONNECTION_SENT_ON)
+        return send_on(skb, packet, &verdict.to);
+    if (!rewrite(skb, packet, &draft->to))
+        return refuse_with(skb, packet, WEFT_HOOK_FROM_NET, WEFT_REASON_MALFORMED);
+    if (verdict.to.kind == WEFT_END_POD)
+        return NOT_KNOWN;
+    if (verdict.to.kind == WEFT_END_HOST)
+        return to_node(skb);
+    return send_translated(skb, packet, WEFT_HOOK_FROM_NET, &verdict);
+}
+
+/* An ICMP error to the node, or to a service's address, may be about a translated packet of either direction. */
+static __noinline int forward_error(struct __sk_buff *skb, struct packet *packet)
+{
+    struct verdict verdict = {.reason = WEFT_REASON_RELATED};
+    if (packet->hop_limit <= 1 || is_spoofed_client(skb, packet))
+        return to_node(skb);
+    int translated = translate_error(skb, packet, ERROR_ABOUT_REPLY);
+    if (translated == NOT_TRANSLATED)
+        translated = translate_error(skb, packet, ERROR_ABOUT_REQUEST);
+    if (translated == NOT_TRANSLATED)
+        return to_node(skb);
+    if (translated == TRANSLATION_BROKEN)
+        return refuse_with(skb, packet, WEFT_HOOK_FROM_NET, WEFT_REASON_MALFORMED);
+    resolve(&packet->destination, &verdict.to);
+    if (verdict.to.kind == WEFT_END_POD)
+        return NOT_KNOWN;
+    if (verdict.to.kind == WEFT_END_HOST)
+        return to_node(skb);
+    return send_translated(skb, packet, WEFT_HOOK_FROM_NET, &verdict);
+}
+
+/* What is not for a pod: for a frontend, of a translated connection, or the stack's. NOT_KNOWN: it is now one to a pod. */
+__noinline int from_net_edge(struct __sk_buff *skb)
+{
+    struct packet packet = {};
+    struct weft_end to;
+    if (parse_network(skb, &packet))
+        return to_node(skb);
+    resolve(&packet.destination, &to);
+    if (to.kind == WEFT_END_OWN_PODS)
+        return refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, WEFT_REASON_NO_SUCH_POD);
+    bool has_ports = packet.is_v6 || packet.protocol == PROTOCOL_TCP || packet.protocol == PROTOCOL_UDP || packet.protocol == PROTOCOL_ICMP;
+    if (!has_ports || is_link_local(&packet.destination) || parse_transport(skb, &packet) || is_tunnels(&packet))
+        return to_node(skb);
+    if (packet.fragment != FRAGMENT_WHOLE && complete_fragment(&packet))
+        return to_node(skb);
+    if (packet.is_icmp_error)
+        return forward_error(skb, &packet);
+    if (packet.protocol != PROTOCOL_TCP && packet.protocol != PROTOCOL_UDP)
+        return to_node(skb);
+    if (is_spoofed_client(skb, &packet))
+        return to_node(skb);
+    int connection = find_connection(skb, &packet, to.kind, SCOPE_EDGE);
+    struct weft_translation *draft = translation();
+    if (connection == CONNECTION_NONE || !draft)
+        return to_node(skb);
+    if (is_denial(connection))
+        return is_answered(connection) ? refuse_aloud(skb, &packet, connection)
+                                       : refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, connection);
+    return forward_connection(skb, &packet, connection, draft);
 }
 
 SEC("tc")
 int from_net(struct __sk_buff *skb)
 {
     int action = from_net_known(skb);
-    return action == NOT_KNOWN ? from_net_any(skb) : action;
+    if (action == NOT_KNOWN)
+        action = from_net_any(skb, 0);
+    if (action == NOT_FOR_POD) {
+        action = from_net_edge(skb);
+        if (action == NOT_KNOWN)
+            action = from_net_any(skb, WEFT_FLOW_NAT);
+    }
+    return action >= ANSWERS ? answer_translated(skb, WEFT_HOOK_FROM_NET, action & 0xff) : action;
 }

@@ -1,5 +1,5 @@
 /* What the node's own stack sends to a pod: tcx egress on the host side of its link. Deliveries by redirect do not pass here. */
-#include "lib/forward.h"
+#include "lib/edge.h"
 
 static __always_inline bool is_own_stack(const struct weft_addr *addr)
 {
@@ -7,8 +7,7 @@ static __always_inline bool is_own_stack(const struct weft_addr *addr)
     return endpoint && endpoint->kind == WEFT_ENDPOINT_HOST;
 }
 
-SEC("tc")
-int to_pod(struct __sk_buff *skb)
+__noinline int to_pod_any(struct __sk_buff *skb)
 {
     struct packet packet = {};
     struct verdict verdict = {};
@@ -32,6 +31,15 @@ int to_pod(struct __sk_buff *skb)
             return refuse(skb, &packet, WEFT_HOOK_TO_POD, &verdict);
         verdict.reason = WEFT_REASON_FROM_OWN_NODE;
     }
+    if (verdict.flags & WEFT_FLOW_NAT)
+        return ANSWERS | verdict.reason;
     count(verdict.reason, 1, skb->len);
     return TO_STACK;
+}
+
+SEC("tc")
+int to_pod(struct __sk_buff *skb)
+{
+    int action = to_pod_any(skb);
+    return action >= ANSWERS ? answer_translated(skb, WEFT_HOOK_TO_POD, action & 0xff) : action;
 }

@@ -3,6 +3,7 @@
 #include "from_net.bpf.c"
 #include "from_pod.bpf.c"
 #include "sockets.bpf.c"
+#include "to_net.bpf.c"
 #include "to_pod.bpf.c"
 #include "to_tunnel.bpf.c"
 

@@ -19,10 +19,8 @@ struct weft_config {
     __u32 tunnel_port;
     /* Of the network namespace whose processes are the node's own. */
     __u64 host_netns;
-    /* What forwarded connections come from; zero: the node has no such address. */
-    __u32 node_v4[4];
-    __u32 node_v6[4];
-    /* Host order, first to last. */
+    /* What forwarded connections come from beside the node's address: host order, first and last. */
     __u16 nat_ports[2];
-    __u32 reserved;
+    /* ICMP errors each CPU may send in a second. */
+    __u32 icmp_errors;
 };

@@ -15,6 +15,7 @@ enum weft_hook {
     WEFT_HOOK_TO_POD = 2,
     WEFT_HOOK_FROM_NET = 3,
     WEFT_HOOK_SOCKET = 4,
+    WEFT_HOOK_TO_NET = 5,
 };
 
 /* Ring buffer `events`. Ports are in host order. */

@@ -38,6 +38,8 @@ struct weft_end {
 
 enum weft_flow_flags {
     WEFT_FLOW_OPENED_BY_B = 1,
+    /* Packets of the opener were translated: what answers them is in map `nat`. */
+    WEFT_FLOW_NAT = 2,
 };
 
 enum weft_flow_tcp {

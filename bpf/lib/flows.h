@@ -7,6 +7,8 @@ struct verdict {
     __u32 egress_rule;
     __u32 ingress_rule;
     __u8 reason;
+    /* Of the flow. */
+    __u8 flags;
     /* What the packet's destination is to this node, when it is not a denial. */
     struct weft_end to;
 };
@@ -145,7 +147,7 @@ static __always_inline void open_flow(struct __sk_buff *skb, const struct packet
     flow->packets[0] = 1;
     flow->bytes[0] = skb->len;
     flow->epoch = current_epoch();
-    flow->flags = found->from_b ? WEFT_FLOW_OPENED_BY_B : 0;
+    flow->flags = (found->from_b ? WEFT_FLOW_OPENED_BY_B : 0) | packet->flow_flags;
     if (bpf_map_update_elem(&flows, &found->key, flow, BPF_ANY)) {
         verdict->reason = WEFT_REASON_TABLE_FULL;
         return;
@@ -169,6 +171,8 @@ static __always_inline void follow_flow(struct __sk_buff *skb, const struct pack
     verdict->to = from_b ? flow->ends[0] : flow->ends[1];
     if (!from_opener)
         verdict->reason = WEFT_REASON_REPLY;
+    flow->flags |= packet->flow_flags;
+    verdict->flags = flow->flags;
     see(flow);
     if (from_opener) {
         flow->packets[0]++;
@@ -228,6 +232,7 @@ static __noinline bool relate(struct __sk_buff *skb, const struct packet *error,
     verdict->egress_rule = flow->egress_rule;
     verdict->ingress_rule = flow->ingress_rule;
     verdict->reason = is_denial(flow->reason) ? flow->reason : WEFT_REASON_RELATED;
+    verdict->flags = flow->flags;
     resolve(&error->destination, &verdict->to);
     return true;
 }

@@ -33,6 +33,8 @@ WEFT_MAP(members, BPF_MAP_TYPE_HASH, struct weft_member_key, __u32, 1 << 20, BPF
 WEFT_MAP(source_ranges, BPF_MAP_TYPE_LPM_TRIE, struct weft_source_key, __u32, 1 << 16, BPF_F_NO_PREALLOC);
 WEFT_MAP(affinities, BPF_MAP_TYPE_LRU_HASH, struct weft_affinity_key, struct weft_affinity, 1 << 16, 0);
 WEFT_MAP(nat, BPF_MAP_TYPE_LRU_HASH, struct weft_nat_key, struct weft_nat, 1 << 17, 0);
+/* What forwarded connections come from, by family: the first slot is IPv4's. Zero: the node has no such address. */
+WEFT_MAP(node_addresses, BPF_MAP_TYPE_ARRAY, __u32, struct weft_addr, 2, 0);
 WEFT_MAP(announced, BPF_MAP_TYPE_HASH, struct weft_addr, __u32, 1 << 12, BPF_F_NO_PREALLOC);
 WEFT_MAP(reverses, BPF_MAP_TYPE_LRU_HASH, struct weft_reverse_key, struct weft_reverse, 1 << 15, 0);
 WEFT_MAP(choices, BPF_MAP_TYPE_LRU_HASH, struct weft_reverse_key, struct weft_reverse, 1 << 15, 0);
@@ -42,8 +44,26 @@ WEFT_MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct weft_fragment_key, struct weft
 WEFT_MAP(epoch, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
 WEFT_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_count, WEFT_COUNTER_LIMIT, 0);
 WEFT_MAP(denied_budget, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_budget, 1, 0);
+/* As `denied_budget`, of ICMP errors. */
+WEFT_MAP(error_budget, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_budget, 1, 0);
 /* Where a new flow is put together: it is too large for the stack. */
 WEFT_MAP(draft, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_flow, 1, 0);
+
+/* The same for a translated connection: its key, what its packets become, and the same of what answers them. */
+struct weft_translation {
+    struct weft_nat_key key;
+    struct weft_nat_key other;
+    struct weft_nat to;
+    struct weft_nat back;
+    struct weft_backend backend;
+    __u32 hash;
+};
+WEFT_MAP(translation_draft, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_translation, 1, 0);
+/* What an ICMP error quotes, for its checksum; with room for padding. */
+struct weft_quotation {
+    __u8 bytes[516];
+};
+WEFT_MAP(quotation_draft, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_quotation, 1, 0);
 
 /* Tables have as many slots as their list needs. */
 struct {

@@ -46,6 +46,8 @@ struct packet {
     __u8 hop_limit;
     __u8 is_icmp_error;
     __u8 is_v6;
+    /* What its flow is to be marked with. */
+    __u8 flow_flags;
 };
 
 struct ipv4_header {

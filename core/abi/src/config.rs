@@ -11,10 +11,8 @@ shared! {
         denied_events: u32,
         tunnel_port: u32,
         host_netns: u64,
-        node_v4: [u32; 4],
-        node_v6: [u32; 4],
         nat_ports: [u16; 2],
-        reserved: u32,
+        icmp_errors: u32,
     }
 }
 

@@ -70,6 +70,7 @@ pub enum Hook {
     ToPod,
     FromNet,
     Socket,
+    ToNet,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -121,6 +122,7 @@ impl Hook {
             2 => Self::ToPod,
             3 => Self::FromNet,
             4 => Self::Socket,
+            5 => Self::ToNet,
             _ => return None,
         })
     }

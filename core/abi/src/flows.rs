@@ -71,6 +71,7 @@ shared! {
 
 impl FlowValue {
     pub const OPENED_BY_B: u8 = 1;
+    pub const NAT: u8 = 2;
 }
 
 /// Bits of `enum weft_flow_tcp`.
@@ -138,18 +139,23 @@ impl Flow {
         })
     }
 
-    /// How long the flow lives after its last packet (docs/design/datapath.md, "Flow keys").
+    /// After its last packet.
     pub fn lifetime(&self) -> Duration {
-        match self.protocol {
-            Protocol::TCP if self.tcp.is_open() => Duration::from_secs(6 * 60 * 60),
-            Protocol::TCP => Duration::from_secs(60),
-            Protocol::ICMP | Protocol::ICMPV6 => Duration::from_secs(30),
-            _ => Duration::from_secs(120),
-        }
+        lifetime(self.protocol, self.tcp)
     }
 
     pub fn is_expired(&self, now: u64) -> bool {
         u128::from(now.saturating_sub(self.last_seen)) > self.lifetime().as_nanos()
+    }
+}
+
+/// How long a flow, or a translated connection, lives after its last packet (docs/design/datapath.md, "Flow keys").
+pub fn lifetime(protocol: Protocol, tcp: TcpProgress) -> Duration {
+    match protocol {
+        Protocol::TCP if tcp.is_open() => Duration::from_secs(6 * 60 * 60),
+        Protocol::TCP => Duration::from_secs(60),
+        Protocol::ICMP | Protocol::ICMPV6 => Duration::from_secs(30),
+        _ => Duration::from_secs(120),
     }
 }
 

@@ -13,7 +13,7 @@ mod services;
 pub use config::{Config, RoutingNumber};
 pub use endpoints::{AddrKey, EndpointFlags, EndpointKind, EndpointValue, Mac, PrefixKey};
 pub use events::{Count, Counter, Event, EventKind, Hook, RawEvent};
-pub use flows::{EndValue, Flow, FlowKey, FlowValue, FragmentKey, FragmentValue, TcpProgress};
+pub use flows::{EndValue, Flow, FlowKey, FlowValue, FragmentKey, FragmentValue, TcpProgress, lifetime};
 pub use layout::{Field, Layout, layouts};
 pub use policies::{PolicyFlags, PolicyKeyBits, PolicyMapKey, PolicyValue};
 pub use routes::{RouteFlags, RouteKind, RouteValue};

@@ -153,6 +153,20 @@ shared! {
     }
 }
 
+impl NatValue {
+    /// Of the connection's other entry.
+    pub fn other_key(&self, protocol: u8) -> NatKey {
+        NatKey {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol,
+            reserved: [0; 3],
+        }
+    }
+}
+
 /// Bits of `enum weft_nat_flags`.
 pub struct NatFlags;
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use weft_model::{Addr, Port, Protocol, Reason};
 use weft_plan::RuleId;
 
+use crate::edge::{AffinityEntry, AffinityKey};
+use crate::nat::{NatEntry, NatKey};
 use crate::packets::{FragmentId, TcpFlags};
 
 /// Seconds on any clock that does not jump.
@@ -56,6 +58,8 @@ pub struct FlowEntry {
     pub ingress_rule: Option<RuleId>,
     pub tcp: TcpProgress,
     pub last_seen: Time,
+    /// Packets of the opener were translated, so what answers them has to be translated back.
+    pub is_translated: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -105,6 +109,13 @@ pub trait FlowTable {
     fn put_flow(&mut self, key: FlowKey, entry: FlowEntry) -> Result<(), TableFull>;
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     fn put_fragment(&mut self, key: FragmentKey, ports: FragmentPorts) -> Result<(), TableFull>;
+    fn nat(&self, key: &NatKey) -> Option<NatEntry>;
+    fn put_nat(&mut self, key: NatKey, entry: NatEntry) -> Result<(), TableFull>;
+    fn remove_nat(&mut self, key: &NatKey);
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry>;
+    fn put_affinity(&mut self, key: AffinityKey, entry: AffinityEntry);
+    /// A random number.
+    fn draw(&mut self) -> u32;
 }
 
 /// A table without bounds.
@@ -112,6 +123,10 @@ pub trait FlowTable {
 pub struct MemoryFlows {
     pub flows: BTreeMap<FlowKey, FlowEntry>,
     pub fragments: BTreeMap<FragmentKey, FragmentPorts>,
+    pub nat: BTreeMap<NatKey, NatEntry>,
+    pub affinities: BTreeMap<AffinityKey, AffinityEntry>,
+    /// What is drawn next: no random numbers, but different ones.
+    pub next: u32,
 }
 
 impl FlowTable for MemoryFlows {
@@ -131,5 +146,31 @@ impl FlowTable for MemoryFlows {
     fn put_fragment(&mut self, key: FragmentKey, ports: FragmentPorts) -> Result<(), TableFull> {
         self.fragments.insert(key, ports);
         Ok(())
+    }
+
+    fn nat(&self, key: &NatKey) -> Option<NatEntry> {
+        self.nat.get(key).copied()
+    }
+
+    fn put_nat(&mut self, key: NatKey, entry: NatEntry) -> Result<(), TableFull> {
+        self.nat.insert(key, entry);
+        Ok(())
+    }
+
+    fn remove_nat(&mut self, key: &NatKey) {
+        self.nat.remove(key);
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry> {
+        self.affinities.get(key).copied()
+    }
+
+    fn put_affinity(&mut self, key: AffinityKey, entry: AffinityEntry) {
+        self.affinities.insert(key, entry);
+    }
+
+    fn draw(&mut self) -> u32 {
+        self.next = self.next.wrapping_add(1);
+        self.next
     }
 }

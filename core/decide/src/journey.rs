@@ -3,9 +3,12 @@
 use weft_model::{Addr, Cidr, Family, PodKey, Protocol, Reason, Routing, Verdict};
 use weft_plan::{NextHop, NodePlan, RuleId};
 
-use crate::flows::{FlowEntry, FlowKey, FlowTable, FragmentKey, FragmentPorts, Moment, Side};
-use crate::packets::{Body, Fragment, Packet, Unreadable};
-use crate::policies::{Judgement, judge, longest_match};
+use crate::edge::{Connection, Scope, find_connection};
+use crate::flows::{FlowTable, Moment};
+use crate::nat::{NatEntry, NatKey, NatKind, translated_error};
+use crate::packets::{Body, Fragment, Packet, TcpFlags, Unreadable};
+use crate::policies::{Judgement, longest_match};
+use crate::track::{Translated, completed, is_current, track};
 
 /// What becomes of a packet, and why.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,6 +16,8 @@ pub struct Outcome {
     pub reason: Reason,
     pub egress_rule: Option<RuleId>,
     pub ingress_rule: Option<RuleId>,
+    /// The packet as it goes on where it was translated, before its hop limit is lowered.
+    pub translated: Option<Packet>,
     pub action: Action,
 }
 
@@ -24,7 +29,20 @@ pub enum Action {
     ToStack,
     /// To another node, hop limit lowered.
     ToNode(NextHop),
+    /// To another machine along the node's own routes, hop limit lowered.
+    ToNet,
+    /// Dropped, and its sender is told.
+    Reject(Refusal),
     Drop,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// TCP's.
+    Reset,
+    /// The others are ICMP errors.
+    PortUnreachable,
+    TimeExceeded,
 }
 
 /// How a packet came to the node.
@@ -40,12 +58,27 @@ impl Outcome {
     }
 
     fn drop(reason: Reason) -> Self {
-        Self { reason, egress_rule: None, ingress_rule: None, action: Action::Drop }
+        Self { reason, egress_rule: None, ingress_rule: None, translated: None, action: Action::Drop }
+    }
+
+    fn reject(packet: &Packet, reason: Reason) -> Self {
+        let action = match (reason, packet.body) {
+            (Reason::HopLimit, _) => Action::Reject(Refusal::TimeExceeded),
+            (Reason::NoReadyBackends | Reason::NotTranslated, Ok(body)) => refusal(&body),
+            _ => Action::Drop,
+        };
+        let action = if may_hear_errors(packet) { action } else { Action::Drop };
+        Self { action, ..Self::drop(reason) }
     }
 
     fn with(judgement: Judgement, action: Action) -> Self {
         let Judgement { reason, egress_rule, ingress_rule } = judgement;
-        Self { reason, egress_rule, ingress_rule, action }
+        Self { reason, egress_rule, ingress_rule, translated: None, action }
+    }
+
+    /// Not policy's affair: no rule was asked.
+    fn because(reason: Reason, action: Action) -> Self {
+        Self::with(Judgement { reason, egress_rule: None, ingress_rule: None }, action)
     }
 
     /// Another reason takes the place of what policy said.
@@ -54,6 +87,10 @@ impl Outcome {
             Ok(action) => Self::with(judgement, action),
             Err(reason) => Self::drop(reason),
         }
+    }
+
+    fn of(self, translated: Packet) -> Self {
+        Self { translated: Some(translated), ..self }
     }
 }
 
@@ -75,11 +112,119 @@ pub fn from_pod(
     if plan.endpoints.get(&packet.source).is_none_or(|sender| sender.pod != *pod) {
         return Outcome::drop(Reason::SpoofedSource);
     }
-    match track(plan, flows, at, packet) {
-        Err(reason) => Outcome::drop(reason),
-        Ok(judgement) if judgement.is_denied() => Outcome::with(judgement, Action::Drop),
-        Ok(judgement) => Outcome::instead(forward(plan, packet), judgement),
+    if is_current(flows, at, packet) {
+        return leave_pod(plan, flows, at, packet, Translated::No);
     }
+    match to_service(plan, flows, at, packet) {
+        Service::None => leave_pod(plan, flows, at, packet, Translated::No),
+        Service::Refused(reason) => Outcome::reject(packet, reason),
+        Service::Translated(packet) => leave_pod(plan, flows, at, &packet, Translated::Yes).of(packet),
+    }
+}
+
+/// Judges a pod's packet under the backend's address, and sends it on.
+fn leave_pod(
+    plan: &NodePlan,
+    flows: &mut impl FlowTable,
+    at: Moment,
+    packet: &Packet,
+    translated: Translated,
+) -> Outcome {
+    match track(plan, flows, at, packet, translated) {
+        Err(reason) => Outcome::drop(reason),
+        Ok(tracked) if tracked.judgement.is_denied() => Outcome::with(tracked.judgement, Action::Drop),
+        Ok(tracked) if tracked.answers && translated == Translated::No => {
+            answer(plan, flows, at, packet, tracked.judgement, Hook::FromPod)
+        }
+        Ok(tracked) => Outcome::instead(forward(plan, packet), tracked.judgement),
+    }
+}
+
+/// What a packet of a pod is to services.
+enum Service {
+    None,
+    Refused(Reason),
+    Translated(Packet),
+}
+
+fn to_service(plan: &NodePlan, flows: &mut impl FlowTable, at: Moment, packet: &Packet) -> Service {
+    let may_be = match place(plan, packet.destination) {
+        Place::Host | Place::Services | Place::Elsewhere => true,
+        Place::Remote(_) => !is_cluster_pod(plan, packet.destination),
+        Place::Pod | Place::OwnPods | Place::ClusterPods => false,
+    };
+    let is_error = |body: &Body| body.quoted.is_some();
+    let asks = |body: &Body| matches!(body.protocol, Protocol::TCP | Protocol::UDP) || is_error(body);
+    let Some(_) = packet.body.ok().filter(|body| may_be && asks(body)) else { return Service::None };
+    let Ok(body) = completed(flows, packet) else { return Service::None };
+    if is_error(&body) {
+        let error = translated_error(flows, packet, &body, &[NatKind::Request]);
+        return error.map_or(Service::None, Service::Translated);
+    }
+    if !matches!(body.protocol, Protocol::TCP | Protocol::UDP) {
+        return Service::None;
+    }
+    match find_connection(plan, flows, at, packet, &body, Scope::Cluster) {
+        Connection::Refused(reason) => Service::Refused(reason),
+        Connection::Of(entry) if entry.kind == NatKind::Request && packet.hop_limit <= 1 => {
+            Service::Refused(Reason::HopLimit)
+        }
+        Connection::Of(entry) if entry.kind == NatKind::Request => {
+            Service::Translated(entry.rewrite(packet, &body))
+        }
+        Connection::Of(_) | Connection::None => Service::None,
+    }
+}
+
+/// Where a packet was seen that answers a translated one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Hook {
+    FromPod,
+    ToPod,
+    FromNet,
+}
+
+/// A packet that answers a translated one, after policy: it gets the address that its receiver knows.
+fn answer(
+    plan: &NodePlan,
+    flows: &mut impl FlowTable,
+    at: Moment,
+    packet: &Packet,
+    judgement: Judgement,
+    hook: Hook,
+) -> Outcome {
+    // The stack answers a packet whose hop limit ends here with an ICMP error, about the packet as its sender knows it.
+    let ends = packet.hop_limit <= 1;
+    let translated = match completed(flows, packet) {
+        Err(_) => return Outcome::drop(Reason::Malformed),
+        Ok(body) if body.quoted.is_some() && ends => None,
+        Ok(body) if body.quoted.is_some() => translated_error(flows, packet, &body, &[NatKind::Reply]),
+        Ok(_) if ends && hook != Hook::ToPod => None,
+        Ok(body) => reply(flows, at, packet, &body),
+    };
+    let sent = translated.unwrap_or(*packet);
+    let action = match place(plan, sent.destination) {
+        _ if hook == Hook::ToPod => Action::ToStack,
+        Place::Pod => deliver(&sent),
+        Place::Host => Action::ToStack,
+        Place::Remote(_) if sent.hop_limit <= 1 => Action::ToStack,
+        Place::Remote(hop) if translated.is_none() || is_cluster_pod(plan, sent.destination) => {
+            Action::ToNode(hop.clone())
+        }
+        _ if translated.is_some() => Action::ToNet,
+        _ => Action::ToStack,
+    };
+    Outcome { translated, ..Outcome::with(judgement, action) }
+}
+
+/// What the packet becomes on its way back, if it is one of a translated connection's.
+fn reply(flows: &mut impl FlowTable, at: Moment, packet: &Packet, body: &Body) -> Option<Packet> {
+    let key = NatKey::of(packet, body);
+    let mut entry = flows.nat(&key).filter(|entry| entry.kind == NatKind::Reply)?;
+    entry.follow(body, at.time);
+    // The entry is there, so changing it needs no room.
+    let _ = flows.put_nat(key, entry);
+    Some(entry.rewrite(packet, body))
 }
 
 /// A packet that the node's own stack sends to a pod.
@@ -102,15 +247,23 @@ pub fn to_pod(
     if plan.endpoints.get(&packet.destination).is_none_or(|receiver| receiver.pod != *pod) {
         return Outcome::drop(Reason::NoSuchPod);
     }
-    match track(plan, flows, at, packet) {
-        Err(reason) => Outcome::drop(reason),
+    let tracked = match track(plan, flows, at, packet, Translated::No) {
+        Err(reason) => return Outcome::drop(reason),
+        Ok(tracked) => tracked,
+    };
+    let judgement = tracked.judgement;
+    if judgement.is_denied() {
         // Its node reaches a pod even on a flow that the pod itself may no longer use.
-        Ok(judgement) if judgement.is_denied() && plan.settings.host_addresses.contains(&packet.source) => {
+        return if plan.settings.host_addresses.contains(&packet.source) {
             Outcome::with(Judgement { reason: Reason::FromOwnNode, ..judgement }, Action::ToStack)
-        }
-        Ok(judgement) if judgement.is_denied() => Outcome::with(judgement, Action::Drop),
-        Ok(judgement) => Outcome::with(judgement, Action::ToStack),
+        } else {
+            Outcome::with(judgement, Action::Drop)
+        };
     }
+    if tracked.answers {
+        return answer(plan, flows, at, packet, judgement, Hook::ToPod);
+    }
+    Outcome::with(judgement, Action::ToStack)
 }
 
 /// A packet that another machine sends. What is not for a pod of this node is the stack's affair, broken or not.
@@ -121,22 +274,157 @@ pub fn from_net(
     arrival: Arrival,
     packet: &Result<Packet, Unreadable>,
 ) -> Outcome {
-    let up = Judgement { reason: Reason::NotIsolated, egress_rule: None, ingress_rule: None };
-    let Ok(packet) = packet else { return Outcome::with(up, Action::ToStack) };
-    if !plan.endpoints.contains_key(&packet.destination) {
-        return match place(plan, packet.destination) {
-            Place::OwnPods => Outcome::drop(Reason::NoSuchPod),
-            _ => Outcome::with(up, Action::ToStack),
+    let up = Outcome::because(Reason::NotIsolated, Action::ToStack);
+    let Ok(packet) = packet else { return up };
+    if plan.endpoints.contains_key(&packet.destination) {
+        if is_spoofed(plan, arrival, packet.source) {
+            return Outcome::drop(Reason::SpoofedSource);
+        }
+        return enter_pod(plan, flows, at, packet, Translated::No);
+    }
+    match place(plan, packet.destination) {
+        Place::OwnPods => Outcome::drop(Reason::NoSuchPod),
+        _ => from_outside(plan, flows, at, arrival, packet).unwrap_or(up),
+    }
+}
+
+/// A packet of the node's own processes on its way out of the uplink.
+pub fn to_net(
+    plan: &NodePlan,
+    flows: &mut impl FlowTable,
+    at: Moment,
+    packet: &Result<Packet, Unreadable>,
+) -> Outcome {
+    let on = Outcome::because(Reason::NotIsolated, Action::ToStack);
+    let Some((packet, body)) = packet.ok().and_then(|packet| Some((packet, packet.body.ok()?))) else {
+        return on;
+    };
+    if is_tunnels(plan, &body) {
+        return on;
+    }
+    if body.quoted.is_some() {
+        let translated = translated_error(flows, &packet, &body, &[NatKind::Reply]);
+        return Outcome { translated, ..on };
+    }
+    if !matches!(body.protocol, Protocol::TCP | Protocol::UDP) {
+        return on;
+    }
+    let Ok(body) = completed(flows, &packet) else { return on };
+    Outcome { translated: reply(flows, at, &packet, &body), ..on }
+}
+
+fn enter_pod(
+    plan: &NodePlan,
+    flows: &mut impl FlowTable,
+    at: Moment,
+    packet: &Packet,
+    translated: Translated,
+) -> Outcome {
+    match track(plan, flows, at, packet, translated) {
+        Err(reason) => Outcome::drop(reason),
+        Ok(tracked) if tracked.judgement.is_denied() => Outcome::with(tracked.judgement, Action::Drop),
+        Ok(tracked) if tracked.answers && translated == Translated::No => {
+            answer(plan, flows, at, packet, tracked.judgement, Hook::FromNet)
+        }
+        Ok(tracked) => Outcome::with(tracked.judgement, deliver(packet)),
+    }
+}
+
+/// What is not for a pod: for a frontend, of a translated connection, or the stack's.
+fn from_outside(
+    plan: &NodePlan,
+    flows: &mut impl FlowTable,
+    at: Moment,
+    arrival: Arrival,
+    packet: &Packet,
+) -> Option<Outcome> {
+    let body = packet.body.ok()?;
+    let known = [Protocol::TCP, Protocol::UDP, Protocol::ICMP].contains(&body.protocol)
+        || packet.destination.family() == Family::V6;
+    if !known || is_link_local(packet.destination) || is_tunnels(plan, &body) {
+        return None;
+    }
+    let body = completed(flows, packet).ok()?;
+    if body.quoted.is_some() {
+        return forward_error(plan, flows, at, arrival, packet, &body);
+    }
+    if !matches!(body.protocol, Protocol::TCP | Protocol::UDP)
+        || is_spoofed_client(plan, arrival, packet.source)
+    {
+        return None;
+    }
+    match find_connection(plan, flows, at, packet, &body, Scope::Edge) {
+        Connection::None => None,
+        Connection::Refused(reason) => Some(Outcome::reject(packet, reason)),
+        Connection::Of(entry) => Some(forward_connection(plan, flows, at, packet, &body, &entry)),
+    }
+}
+
+fn forward_connection(
+    plan: &NodePlan,
+    flows: &mut impl FlowTable,
+    at: Moment,
+    packet: &Packet,
+    body: &Body,
+    entry: &NatEntry,
+) -> Outcome {
+    let backend = place(plan, entry.destination.0);
+    if backend != Place::Host && packet.hop_limit <= 1 {
+        return Outcome::reject(packet, Reason::HopLimit);
+    }
+    if entry.kind == NatKind::SentOn {
+        return match backend {
+            Place::Remote(hop) => Outcome::because(Reason::Balanced, Action::ToNode(hop.clone())),
+            _ => Outcome::drop(Reason::RouteMissing),
         };
     }
-    if is_spoofed(plan, arrival, packet.source) {
-        return Outcome::drop(Reason::SpoofedSource);
+    send_translated(plan, flows, at, entry.rewrite(packet, body), Reason::Balanced)
+}
+
+/// An ICMP error to the node, or to a service's address, may be about a translated packet of either direction.
+fn forward_error(
+    plan: &NodePlan,
+    flows: &mut impl FlowTable,
+    at: Moment,
+    arrival: Arrival,
+    packet: &Packet,
+    body: &Body,
+) -> Option<Outcome> {
+    if packet.hop_limit <= 1 || is_spoofed_client(plan, arrival, packet.source) {
+        return None;
     }
-    match track(plan, flows, at, packet) {
-        Err(reason) => Outcome::drop(reason),
-        Ok(judgement) if judgement.is_denied() => Outcome::with(judgement, Action::Drop),
-        Ok(judgement) => Outcome::with(judgement, deliver(packet)),
+    let translated = translated_error(flows, packet, body, &[NatKind::Request, NatKind::Reply])?;
+    Some(send_translated(plan, flows, at, translated, Reason::Related))
+}
+
+fn send_translated(
+    plan: &NodePlan,
+    flows: &mut impl FlowTable,
+    at: Moment,
+    packet: Packet,
+    reason: Reason,
+) -> Outcome {
+    match place(plan, packet.destination) {
+        Place::Pod => enter_pod(plan, flows, at, &packet, Translated::Yes).of(packet),
+        Place::Host => Outcome::because(Reason::NotIsolated, Action::ToStack).of(packet),
+        Place::Remote(hop) if is_cluster_pod(plan, packet.destination) => {
+            Outcome::because(reason, Action::ToNode(hop.clone())).of(packet)
+        }
+        _ => Outcome::because(reason, Action::ToNet).of(packet),
     }
+}
+
+/// Other nodes' tunnels end in the stack.
+fn is_tunnels(plan: &NodePlan, body: &Body) -> bool {
+    let port = match plan.settings.routing {
+        Routing::Direct => return false,
+        Routing::Vxlan { port, .. } => port,
+    };
+    body.protocol == Protocol::UDP && body.destination_port.0 == port
+}
+
+fn is_cluster_pod(plan: &NodePlan, addr: Addr) -> bool {
+    plan.settings.cluster_pod_cidrs.iter().any(|cidr| cidr.contains(addr))
 }
 
 /// What an address is to this node, in the order of the look-ups.
@@ -203,6 +491,37 @@ fn is_spoofed(plan: &NodePlan, arrival: Arrival, source: Addr) -> bool {
     }
 }
 
+/// A node sends on what it got from outside, unchanged; nobody else's tunnel may.
+fn is_spoofed_client(plan: &NodePlan, arrival: Arrival, source: Addr) -> bool {
+    match arrival {
+        Arrival::Tunnel { from } if place(plan, source) == Place::Elsewhere => {
+            is_cluster_pod(plan, from) || !matches!(place(plan, from), Place::Remote(_))
+        }
+        _ => is_spoofed(plan, arrival, source),
+    }
+}
+
+/// A reset answers whole segments only: it says how long they were. Nothing answers a reset.
+fn refusal(body: &Body) -> Action {
+    let answered = body.fragment == Fragment::Whole && !body.tcp.has(TcpFlags::RST);
+    match body.protocol {
+        Protocol::TCP if answered => Action::Reject(Refusal::Reset),
+        Protocol::TCP => Action::Drop,
+        _ => Action::Reject(Refusal::PortUnreachable),
+    }
+}
+
+/// RFC 1122, 3.2.2: not about later fragments, and not to those who are not one host.
+fn may_hear_errors(packet: &Packet) -> bool {
+    let is_later = packet.body.is_ok_and(|body| matches!(body.fragment, Fragment::Later(_)));
+    let octets = packet.source.octets();
+    let is_nobody = match packet.source.family() {
+        Family::V4 => octets[12..] == [0; 4],
+        Family::V6 => octets == [0; 16],
+    };
+    !is_later && !is_nobody && !is_link_local(packet.source)
+}
+
 /// Multicast, broadcast and link-local destinations.
 fn is_link_local(addr: Addr) -> bool {
     let octets = addr.octets();
@@ -212,140 +531,5 @@ fn is_link_local(addr: Addr) -> bool {
             v4[..2] == [169, 254] || v4[0] >> 4 == 0xe || v4 == [255; 4]
         }
         Family::V6 => octets[0] == 0xff || (octets[0] == 0xfe && octets[1] & 0xc0 == 0x80),
-    }
-}
-
-/// What is known or now decided about the packet's flow.
-fn track(
-    plan: &NodePlan,
-    flows: &mut impl FlowTable,
-    at: Moment,
-    packet: &Packet,
-) -> Result<Judgement, Reason> {
-    let body = completed(flows, packet)?;
-    if let Some(judgement) = related(plan, flows, at, packet, &body) {
-        return Ok(judgement);
-    }
-    let source = (packet.source, body.source_port);
-    let destination = (packet.destination, body.destination_port);
-    let (key, side) = FlowKey::of(source, destination, body.protocol);
-    match flows.flow(&key).filter(|entry| !opens_another(entry, side, &body)) {
-        Some(entry) => Ok(follow(plan, flows, at, key, entry, side, &body)),
-        None => open(plan, flows, at, packet, key, side, &body),
-    }
-}
-
-/// A TCP SYN from the side that did not open the flow is no reply, and one after its end is no part of it.
-fn opens_another(entry: &FlowEntry, side: Side, body: &Body) -> bool {
-    body.tcp.opens() && (side != entry.opener || entry.tcp.has_ended())
-}
-
-fn open(
-    plan: &NodePlan,
-    flows: &mut impl FlowTable,
-    at: Moment,
-    packet: &Packet,
-    key: FlowKey,
-    side: Side,
-    body: &Body,
-) -> Result<Judgement, Reason> {
-    let judgement = judge(plan, packet.source, packet.destination, body.protocol, body.destination_port);
-    if !judgement.is_denied() {
-        let entry = FlowEntry {
-            opener: side,
-            epoch: at.epoch,
-            reason: judgement.reason,
-            egress_rule: judgement.egress_rule,
-            ingress_rule: judgement.ingress_rule,
-            tcp: Default::default(),
-            last_seen: at.time,
-        };
-        flows.put_flow(key, entry).map_err(|_| Reason::TableFull)?;
-    }
-    Ok(judgement)
-}
-
-fn follow(
-    plan: &NodePlan,
-    flows: &mut impl FlowTable,
-    at: Moment,
-    key: FlowKey,
-    entry: FlowEntry,
-    side: Side,
-    body: &Body,
-) -> Judgement {
-    let mut entry = current(plan, at, &key, entry);
-    let from_opener = side == entry.opener;
-    let mut judgement = entry.judgement();
-    if !judgement.is_denied() {
-        entry.last_seen = at.time;
-        if body.protocol == Protocol::TCP {
-            entry.tcp.follow(body.tcp, from_opener);
-        }
-        if !from_opener {
-            judgement.reason = Reason::Reply;
-        }
-    }
-    // The entry is there, so changing it needs no room.
-    let _ = flows.put_flow(key, entry);
-    judgement
-}
-
-/// The entry as policy has it now. One that is denied stays: were it gone, the responder's next packet would open
-/// the flow again from its side.
-fn current(plan: &NodePlan, at: Moment, key: &FlowKey, entry: FlowEntry) -> FlowEntry {
-    if entry.epoch == at.epoch {
-        return entry;
-    }
-    let (opener, responder) = match entry.opener {
-        Side::A => (key.a, key.b),
-        Side::B => (key.b, key.a),
-    };
-    let Judgement { reason, egress_rule, ingress_rule } =
-        judge(plan, opener.0, responder.0, key.protocol, responder.1);
-    FlowEntry { epoch: at.epoch, reason, egress_rule, ingress_rule, ..entry }
-}
-
-impl FlowEntry {
-    fn judgement(&self) -> Judgement {
-        Judgement { reason: self.reason, egress_rule: self.egress_rule, ingress_rule: self.ingress_rule }
-    }
-}
-
-/// An ICMP error belongs to the flow it speaks of, if it goes to the one who sent the packet it quotes.
-fn related(
-    plan: &NodePlan,
-    flows: &mut impl FlowTable,
-    at: Moment,
-    packet: &Packet,
-    body: &Body,
-) -> Option<Judgement> {
-    let quoted = body.quoted.filter(|quoted| quoted.source == packet.destination)?;
-    let source = (quoted.source, quoted.source_port);
-    let (key, _) = FlowKey::of(source, (quoted.destination, quoted.destination_port), quoted.protocol);
-    let entry = current(plan, at, &key, flows.flow(&key)?);
-    let _ = flows.put_flow(key, entry);
-    let judgement = entry.judgement();
-    let reason = if judgement.is_denied() { judgement.reason } else { Reason::Related };
-    Some(Judgement { reason, ..judgement })
-}
-
-/// Later fragments have no ports of their own; the first one's count.
-fn completed(flows: &mut impl FlowTable, packet: &Packet) -> Result<Body, Reason> {
-    let body = packet.body.map_err(Unreadable::reason)?;
-    let key = |id| FragmentKey { source: packet.source, destination: packet.destination, id };
-    match body.fragment {
-        Fragment::Whole => Ok(body),
-        Fragment::First(id) => {
-            let Body { protocol, source_port, destination_port, .. } = body;
-            let ports = FragmentPorts { protocol, source_port, destination_port };
-            flows.put_fragment(key(id), ports).map_err(|_| Reason::TableFull)?;
-            Ok(body)
-        }
-        Fragment::Later(id) => {
-            let first = flows.fragment(&key(id)).ok_or(Reason::FragmentUnknown)?;
-            let FragmentPorts { protocol, source_port, destination_port } = first;
-            Ok(Body { protocol, source_port, destination_port, ..body })
-        }
     }
 }

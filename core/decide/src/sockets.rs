@@ -150,7 +150,7 @@ fn netns_addr(cookie: u64) -> Addr {
     Addr::from_octets(octets)
 }
 
-fn unspecified(family: Family) -> Addr {
+pub(crate) fn unspecified(family: Family) -> Addr {
     match family {
         Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
         Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),

@@ -219,7 +219,8 @@ fn every_destination_has_its_way() {
     assert_eq!(to("10.96.0.10"), (Reason::NotIsolated, Action::ToStack));
     assert_eq!(to("10.244.1.99"), dropped(Reason::NoSuchPod));
     assert_eq!(to("10.244.9.9"), dropped(Reason::RouteMissing));
-    assert_eq!(to("10.96.3.4"), dropped(Reason::NotTranslated));
+    let told_so = Action::Reject(Refusal::Reset);
+    assert_eq!(to("10.96.3.4"), (Reason::NotTranslated, told_so));
     assert_eq!(to("224.0.0.251"), dropped(Reason::LinkLocal));
     assert_eq!(to("169.254.1.1"), dropped(Reason::LinkLocal));
 }

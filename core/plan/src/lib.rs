@@ -19,5 +19,6 @@ pub use policies::{
 };
 pub use print::Table;
 pub use services::{
-    Backend, BackendList, EdgePlan, Exposure, Frontend, HealthCheck, ListId, ServiceId, ServicePlan,
+    Backend, BackendList, EdgePlan, Exposure, FORWARDING_PORTS, Frontend, HealthCheck, ListId, ServiceId,
+    ServicePlan,
 };

@@ -27,6 +27,10 @@ impl fmt::Display for Frontend {
     }
 }
 
+/// First and last port of connections that are forwarded from the node's own address: above Linux's range for sockets, so
+/// that neither takes the other's.
+pub const FORWARDING_PORTS: [u16; 2] = [61_000, 65_535];
+
 /// Derived from the frontend, so it never depends on history.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct ServiceId(pub u32);

@@ -129,6 +129,7 @@ impl Datapath {
     ) -> Result<(), ApplyError> {
         let links = crate::pods::pod_links(self.netlink())?;
         report.netlink = node::apply(self.netlink(), self.ports(), plan)?;
+        self.put_node_addresses(&plan.settings)?;
         let held = match memory.node.take() {
             Some(held) if !held.differs(plan, &links) => HeldNode { plan: plan.clone(), ..held },
             held => {
@@ -198,7 +199,7 @@ impl Datapath {
         remove(&maps.policies, &difference.policies)
     }
 
-    fn raise_epoch(&self) -> Result<(), ApplyError> {
+    pub(crate) fn raise_epoch(&self) -> Result<(), ApplyError> {
         let next = self.epoch()?.wrapping_add(1);
         self.maps().epoch.put(&[(0, next)], &|_| "epoch".to_owned())
     }

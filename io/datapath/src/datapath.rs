@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use libbpf_rs::libbpf_sys;
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 use weft_abi::{
-    AddrKey, BackendKey, BackendValue, Config as ProgramConfig, Count, EndpointValue, FlowKey, FlowValue,
-    MemberKey, PolicyMapKey, PolicyValue, PrefixKey, RouteValue, RoutingNumber, ServiceKey, ServiceValue,
-    SourceKey,
+    AddrKey, AffinityKey, AffinityValue, BackendKey, BackendValue, Config as ProgramConfig, Count,
+    EndpointValue, FlowKey, FlowValue, MemberKey, NatKey, NatValue, PolicyMapKey, PolicyValue, PrefixKey,
+    RouteValue, RoutingNumber, ServiceKey, ServiceValue, SourceKey,
 };
-use weft_model::Routing;
-use weft_plan::NodePlan;
+use weft_model::{Family, Routing};
+use weft_plan::{FORWARDING_PORTS, NodePlan, NodeSettings};
 
-use crate::error::OpenError;
+use crate::error::{ApplyError, OpenError};
 use crate::links::{self, Place};
 use crate::maglev::MaglevTables;
 use crate::maps::{KernelWrites, Table, Writes};
@@ -79,6 +79,8 @@ impl Config {
 
 /// Denied events each CPU may send in a second; the rest is counted.
 const DENIED_EVENTS: u32 = 200;
+/// The same of refusals that their sender is told of (RFC 4443, 2.4).
+const ICMP_ERRORS: u32 = 1000;
 
 const SOCKET_HOOKS: &[(&str, libbpf_sys::bpf_attach_type)] = &[
     ("connect4", libbpf_sys::BPF_CGROUP_INET4_CONNECT),
@@ -104,6 +106,9 @@ pub(crate) struct Maps {
     pub source_ranges: Table<SourceKey, u32>,
     pub announced: Table<AddrKey, u32>,
     pub flows: Table<FlowKey, FlowValue>,
+    pub nat: Table<NatKey, NatValue>,
+    pub affinities: Table<AffinityKey, AffinityValue>,
+    pub node_addresses: Table<u32, AddrKey>,
     pub epoch: Table<u32, u32>,
     pub counters: Table<u32, Count>,
 }
@@ -214,6 +219,14 @@ impl Datapath {
         &self.ports
     }
 
+    /// What forwarded connections come from; an address may change while programs run.
+    pub(crate) fn put_node_addresses(&self, settings: &NodeSettings) -> Result<(), ApplyError> {
+        let first = |family| settings.node_addresses.iter().find(|addr| addr.family() == family);
+        let entry = |family| first(family).map(|addr| AddrKey::from(*addr)).unwrap_or_default();
+        let entries = [(0, entry(Family::V4)), (1, entry(Family::V6))];
+        self.maps.node_addresses.put(&entries, &|slot| format!("node address {slot}"))
+    }
+
     pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -238,6 +251,9 @@ impl Datapath {
         let from_net = self.programs.program("from_net")?;
         let uplink = Place::TcxIngress { ifindex: self.ports.uplink.index };
         links::ensure(&directory.join("uplink"), from_net, uplink)?;
+        let to_net = self.programs.program("to_net")?;
+        let out = Place::TcxEgress { ifindex: self.ports.uplink.index };
+        links::ensure(&directory.join("uplink_out"), to_net, out)?;
         let Some(tunnel) = &self.ports.tunnel else {
             links::unpin(&directory.join("tunnel_in"))?;
             return links::unpin(&directory.join("tunnel_out"));
@@ -299,6 +315,9 @@ impl Maps {
             source_ranges: Table::new(programs.map("source_ranges")?, "source_ranges", writes),
             announced: Table::new(programs.map("announced")?, "announced", writes),
             flows: Table::new(programs.map("flows")?, "flows", writes),
+            affinities: Table::new(programs.map("affinities")?, "affinities", writes),
+            nat: Table::new(programs.map("nat")?, "nat", writes),
+            node_addresses: Table::new(programs.map("node_addresses")?, "node_addresses", writes),
             epoch: Table::new(programs.map("epoch")?, "epoch", writes),
             counters: Table::new(programs.map("counters")?, "counters", writes),
         })
@@ -323,7 +342,12 @@ fn program_config(config: &Config, ports: &Ports) -> Result<ProgramConfig, OpenE
         routing,
         vni,
         denied_events: DENIED_EVENTS,
-        ..Default::default()
+        tunnel_port: match config.routing {
+            Routing::Direct => 0,
+            Routing::Vxlan { port, .. } => port.into(),
+        },
+        nat_ports: FORWARDING_PORTS,
+        icmp_errors: ICMP_ERRORS,
     })
 }
 

@@ -40,6 +40,9 @@ impl Datapath {
             let step = state.step(&plan.services, localhost, &capacity);
             self.put_services(&step.changes)?;
             self.remove_services(&step.changes)?;
+            if step.changes_frontends {
+                self.raise_epoch()?;
+            }
             count(&step.changes, report);
             end_sockets |= step.loses_datagram_members;
             refused = step.refused;

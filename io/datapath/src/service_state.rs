@@ -80,6 +80,8 @@ pub(crate) struct Step {
     pub refused: Vec<Refused>,
     /// Sockets may be connected to a backend that goes.
     pub loses_datagram_members: bool,
+    /// Packets to what is a frontend now were somebody else's before, or the other way round.
+    pub changes_frontends: bool,
 }
 
 impl Default for ServiceChanges {
@@ -211,8 +213,12 @@ impl<'a> Round<'a> {
         capacity: &Counts,
     ) -> Self {
         let room = std::array::from_fn(|table| capacity[table] as isize - state.used[table] as isize);
-        let step =
-            Step { changes: ServiceChanges::default(), refused: Vec::new(), loses_datagram_members: false };
+        let step = Step {
+            changes: ServiceChanges::default(),
+            refused: Vec::new(),
+            loses_datagram_members: false,
+            changes_frontends: false,
+        };
         let stray = std::mem::take(&mut state.stray);
         let mut round = Self {
             stray,
@@ -333,6 +339,7 @@ impl<'a> Round<'a> {
             changes.services.put.push(((&frontend).into(), held.value));
         }
         if old_value.is_none() {
+            self.step.changes_frontends = true;
             self.take(SERVICES, 1);
         }
         self.state.frontends.insert(frontend, held);
@@ -341,6 +348,7 @@ impl<'a> Round<'a> {
     fn drop_frontend(&mut self, frontend: &Frontend) {
         self.release(frontend);
         let Some(held) = self.state.frontends.remove(frontend) else { return };
+        self.step.changes_frontends = true;
         self.free(SERVICES, 1);
         self.free(SOURCE_RANGES, held.sources.len());
         self.step.changes.services.remove.push(frontend.into());

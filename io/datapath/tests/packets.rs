@@ -12,13 +12,13 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder, lib
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config as RunnerConfig, RngAlgorithm, TestRng, TestRunner};
-use support::{Namespace, Worker};
+use support::{Namespace, Worker, bytes};
 use weft_abi::{Config, Count, Event, EventKind, FlowKey, FlowValue, RawEvent, RoutingNumber};
 use weft_datapath::{KernelTables, PodLink, Programs};
 use weft_decide::{Action, Arrival, Epoch, MemoryFlows, Moment, Outcome, Packet, Side, Time};
 use weft_model::testing::{Cluster, clusters, frames_for};
 use weft_model::{Addr, NodeName, PodKey, Reason, Routing, Verdict};
-use weft_plan::NodePlan;
+use weft_plan::{FORWARDING_PORTS, NodePlan};
 
 const DEVICES: usize = 12;
 const TC_REDIRECT: u32 = 7;
@@ -165,6 +165,12 @@ impl Kernel {
             routing: number,
             vni,
             denied_events: u32::MAX,
+            icmp_errors: u32::MAX,
+            nat_ports: FORWARDING_PORTS,
+            tunnel_port: match routing {
+                Routing::Direct => 0,
+                Routing::Vxlan { port, .. } => port.into(),
+            },
             ..Default::default()
         };
         std::fs::create_dir(bpffs).unwrap();
@@ -328,6 +334,35 @@ fn rewritten(frame: &[u8], link: Option<&PodLink>) -> Vec<u8> {
     out
 }
 
+/// Checksums that were right before are right after; `wanted` then takes those of `out`, so that only the rest is left to compare.
+fn compare_checksums(
+    frame: &[u8],
+    out: &[u8],
+    wanted: &mut [u8],
+    context: &str,
+) -> Result<(), TestCaseError> {
+    let mut places: Vec<usize> = bytes::checksum_at(frame).into_iter().collect();
+    if !bytes::is_v6(frame) {
+        prop_assert!(!header_checksum_is_right(frame) || header_checksum_is_right(out), "{}", context);
+        places.push(24);
+    }
+    if let Some((1, at)) = bytes::transport(frame, ETHERNET)
+        && frame[at] != 8
+        && frame[at] != 0
+    {
+        let length = usize::from(out[at + 8] & 0xf) * 4;
+        let quoted = |frame: &[u8]| bytes::checksum(&[&frame[at + 8..at + 8 + length]]) == 0;
+        prop_assert!(!quoted(frame) || quoted(out), "{}", context);
+        places.push(at + 18);
+    }
+    let right = bytes::transport_checksum_is_right;
+    prop_assert!(right(frame) != Some(true) || right(out) == Some(true), "{}", context);
+    for place in places {
+        wanted[place..place + 2].copy_from_slice(&out[place..place + 2]);
+    }
+    Ok(())
+}
+
 /// A test run refuses frames that end inside the IP header; `weft_decide` has its own tests of those.
 fn can_be_run(frame: &[u8]) -> bool {
     match frame.get(12..ETHERNET) {
@@ -445,14 +480,22 @@ impl Player<'_> {
             let endpoint = &self.plan.endpoints[addr];
             self.links.iter().find(|link| link.device == endpoint.device)
         };
-        let (action, bytes) = match &expected.action {
-            Action::DeliverTo(addr) => (TC_REDIRECT, rewritten(frame, link(addr))),
-            Action::ToNode(_) => (TC_REDIRECT, rewritten(frame, None)),
-            Action::ToStack => (TC_NEXT, frame.to_vec()),
+        let sent = match &expected.translated {
+            Some(packet) => bytes::translated(frame, packet),
+            None => frame.to_vec(),
+        };
+        let (action, mut wanted) = match &expected.action {
+            Action::DeliverTo(addr) => (TC_REDIRECT, rewritten(&sent, link(addr))),
+            Action::ToNode(_) | Action::ToNet => (TC_REDIRECT, rewritten(&sent, None)),
+            Action::ToStack => (TC_NEXT, sent),
+            Action::Reject(refusal) => (TC_REDIRECT, bytes::refusal(frame, *refusal)),
             Action::Drop => (TC_DROP, frame.to_vec()),
         };
         prop_assert_eq!(returned, action, "{}", context);
-        prop_assert_eq!(hex(out), hex(&bytes), "{}", context);
+        if expected.translated.is_some() {
+            compare_checksums(frame, out, &mut wanted, context)?;
+        }
+        prop_assert_eq!(hex(out), hex(&wanted), "{}", context);
         let is_v4 = frame[12..ETHERNET] == [0x08, 0x00];
         if returned == TC_REDIRECT && is_v4 && header_checksum_is_right(frame) {
             prop_assert!(header_checksum_is_right(out), "{}", context);
@@ -481,11 +524,13 @@ impl Player<'_> {
         );
         for event in events {
             // A flow ends with a reply or with its opener's packet: its own reason is told, not the packet's.
-            if event.kind != EventKind::Ended {
+            if !matches!(event.kind, EventKind::Ended | EventKind::Translated) {
                 prop_assert_eq!(event.reason, Some(expected.reason), "{}", context);
             }
-            prop_assert_eq!(event.egress_rule, expected.egress_rule, "{}", context);
-            prop_assert_eq!(event.ingress_rule, expected.ingress_rule, "{}", context);
+            if event.kind != EventKind::Translated {
+                prop_assert_eq!(event.egress_rule, expected.egress_rule, "{}", context);
+                prop_assert_eq!(event.ingress_rule, expected.ingress_rule, "{}", context);
+            }
         }
         Ok(())
     }
@@ -559,7 +604,8 @@ fn links_of(kernel: &Kernel, plan: &NodePlan) -> Vec<PodLink> {
 
 fn play_case(kernels: &[(Routing, Kernel)], case: &Case, packets: &Cell<usize>) -> Result<(), TestCaseError> {
     let node = NodeName::new("node1");
-    let plan = weft_compile::compile(&case.cluster.snapshot_on(&node), &node).plan;
+    let mut plan = weft_compile::compile(&case.cluster.snapshot_on(&node), &node).plan;
+    plan.services.clear();
     let same =
         |routing: &Routing| std::mem::discriminant(routing) == std::mem::discriminant(&plan.settings.routing);
     let (_, kernel) = kernels.iter().find(|(routing, _)| same(routing)).unwrap();
@@ -577,6 +623,7 @@ fn play_case(kernels: &[(Routing, Kernel)], case: &Case, packets: &Cell<usize>) 
     let mut changed = case.cluster.clone();
     changed.policies.truncate(case.kept_policies);
     player.plan = weft_compile::compile(&changed.snapshot_on(&node), &node).plan;
+    player.plan.services.clear();
     kernel.hold(&player.plan, &player.links);
     for step in &case.after {
         player.play(step)?;

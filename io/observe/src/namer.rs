@@ -156,7 +156,7 @@ fn direction(event: &Event) -> Direction {
     match (event.egress_rule, event.ingress_rule, event.hook) {
         (_, Some(_), _) => Direction::Ingress,
         (Some(_), None, _) => Direction::Egress,
-        (None, None, Hook::FromPod | Hook::Socket) => Direction::Egress,
+        (None, None, Hook::FromPod | Hook::Socket | Hook::ToNet) => Direction::Egress,
         (None, None, Hook::ToPod | Hook::FromNet) => Direction::Ingress,
     }
 }

@@ -2,6 +2,8 @@
 //! sockets. What is asserted about them lives in the tests. All of it goes with the process.
 #![allow(dead_code)]
 
+pub mod bytes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Write};
