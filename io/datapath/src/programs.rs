@@ -44,7 +44,10 @@ impl Programs {
         let mut object = builder.open_memory(OBJECT).map_err(load_error)?;
         for mut map in object.maps_mut() {
             let resized = prepare_map(&mut map, maps_dir, config, sizes)?;
-            recreated |= resized == Resized::FilledByAgent;
+            if resized == Resized::FilledByAgent {
+                recreated = true;
+                forget_layout(maps_dir)?;
+            }
         }
         let object = object.load().map_err(load_error)?;
         let mut loaded = Self { programs: BTreeMap::new(), maps: BTreeMap::new(), recreated };
@@ -152,6 +155,15 @@ fn discard_other_layout(maps_dir: &Path) -> Result<bool, OpenError> {
         std::fs::remove_file(&path).map_err(|source| OpenError::File { path, source })?;
     }
     Ok(true)
+}
+
+/// Until programs run with these tables, none of them can be taken for good.
+fn forget_layout(maps_dir: &Path) -> Result<(), OpenError> {
+    let path = maps_dir.join(LAYOUT_PIN);
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(OpenError::File { path, source }),
+        _ => Ok(()),
+    }
 }
 
 fn current_layout() -> u64 {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use libbpf_rs::{MapCore, MapFlags};
 use support::{Fabric, Namespace, Node, addr, node_v4, node_v6, serve_tcp, serve_udp, serve_udp_at};
 use weft_abi::{AffinityValue, EventKind};
+use weft_datapath::{Capacity, Usage};
 use weft_decide::{Asker, Chance, Connect, Owner};
 use weft_model::{Addr, Affinity, Balancing, Family, Port, Protocol, Reason, Routing, ServiceKey, Weight};
 use weft_plan::{Backend, BackendList, Exposure, Frontend, ListId, ServiceId, ServicePlan};
@@ -456,6 +457,30 @@ fn datagrams_of_the_node_stay_with_a_backend_until_it_leaves() {
     node.apply();
     assert_eq!(connected.call("udp-send", V4, 80), "EDESTADDRREQ at once");
     assert_eq!(sender.call("udp", V4, 80), "ECONNREFUSED at once");
+}
+
+#[test]
+fn tables_of_another_size_are_filled_before_they_are_used() {
+    let mut fabric = Fabric::new(1, Routing::Direct);
+    let client = fabric.nodes[0].add_pod(2);
+    let server = fabric.nodes[0].add_pod(3);
+    let node = &mut fabric.nodes[0];
+    add_service(node, 1, addr(V4), Protocol::TCP, &[(server.v4, 8080)]);
+    node.apply();
+    serve_tcp(&server.namespace, 8080);
+    let mut pod = Client::start(node, &client.namespace);
+    let answer = format!("hello {}", server.v4);
+    assert_eq!(pod.call("tcp", V4, 80), answer);
+    node.config.capacity = Capacity { frontends: 100, backends: 1000 };
+    // The first agent dies before it has a plan.
+    for _ in 0..2 {
+        node.open();
+        assert_eq!(pod.call("tcp", V4, 80), answer, "the programs before go on");
+    }
+    assert_eq!(node.apply().usage["backends"], Usage { used: 1, capacity: 1000 });
+    assert_eq!(pod.call("tcp", V4, 80), answer);
+    node.open();
+    assert!(node.apply().is_unchanged());
 }
 
 /// What a socket met, by events: its backend, or why it was refused.
