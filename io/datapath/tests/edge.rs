@@ -352,3 +352,65 @@ fn nodes_own_backends_by_dsr() {
     nodes_own_backends(Routing::Direct, DSR);
     nodes_own_backends(VXLAN, DSR);
 }
+
+#[test]
+fn connections_outlive_the_agent() {
+    let mut fabric = Fabric::new(2, VXLAN);
+    let near = fabric.nodes[0].add_pod(2);
+    let far = fabric.nodes[1].add_pod(3);
+    fabric.apply_all();
+    route_outside(&fabric);
+    for pod in [&near, &far] {
+        listen(pod);
+        expose(&mut fabric, SNAT, &[(pod.v4, 8080)], &[(pod.v6, 8080)]);
+        fabric.apply_all();
+        let mut streams: Vec<_> = frontends()
+            .into_iter()
+            .map(|(to, port)| connect(&fabric.outside, to, port, PATIENCE).unwrap())
+            .collect();
+        let connections = fabric.nodes[0].with(|datapath| datapath.connections()).unwrap();
+        assert!(connections >= 2 * streams.len(), "both directions of each: {connections}");
+        for node in &fabric.nodes {
+            node.open();
+        }
+        for stream in &mut streams {
+            stream.write_all(b"still there").unwrap();
+            let mut answer = [0; 11];
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(&answer, b"still there");
+        }
+        fabric.apply_all();
+        for stream in &mut streams {
+            stream.write_all(b"still there").unwrap();
+            stream.read_exact(&mut [0; 11]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn clients_outside_a_services_ranges_are_not_heard() {
+    let mut fabric = Fabric::new(1, Routing::Direct);
+    let pod = fabric.nodes[0].add_pod(2);
+    listen(&pod);
+    expose(&mut fabric, SNAT, &[(pod.v4, 8080)], &[(pod.v6, 8080)]);
+    let limit = |fabric: &mut Fabric, ranges: &[&str]| {
+        let services = &mut fabric.nodes[0].plan.services;
+        let changed: Vec<(Frontend, ServicePlan)> =
+            services.iter().map(|(frontend, service)| (*frontend, service.clone())).collect();
+        for (frontend, mut service) in changed {
+            service.source_ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+            services.insert(frontend, service);
+        }
+        fabric.apply_all();
+    };
+    route_outside(&fabric);
+    limit(&mut fabric, &["192.0.2.0/24", "2001:db8::/64"]);
+    for (to, port) in frontends() {
+        let silence = connect(&fabric.outside, to, port, Duration::from_millis(100));
+        assert_eq!(silence.unwrap_err().kind(), ErrorKind::TimedOut, "{to}");
+    }
+    let counters = fabric.nodes[0].with(|datapath| datapath.counters()).unwrap();
+    assert!(counters.reasons[&Reason::SourceRange].packets >= 4);
+    limit(&mut fabric, &["172.30.0.0/24", "fd00:172:30::/64"]);
+    check_all(&fabric.outside, 1 << 16);
+}

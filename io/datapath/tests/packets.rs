@@ -5,19 +5,23 @@ mod support;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder, libbpf_sys};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, RingBuffer, RingBufferBuilder, libbpf_sys};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config as RunnerConfig, RngAlgorithm, TestRng, TestRunner};
-use support::{Namespace, Worker, bytes};
-use weft_abi::{Config, Count, Event, EventKind, FlowKey, FlowValue, RawEvent, RoutingNumber};
+use support::{Namespace, Worker, bytes, frontends};
+use weft_abi::{
+    Config, Count, Event, EventKind, FlowKey, FlowValue, NatFlags, NatKey, NatValue, RawEvent, RoutingNumber,
+};
 use weft_datapath::{KernelTables, PodLink, Programs};
-use weft_decide::{Action, Arrival, Epoch, MemoryFlows, Moment, Outcome, Packet, Side, Time};
+use weft_decide::{
+    Action, Arrival, Epoch, MemoryFlows, Moment, NatEntry, NatKind, Outcome, Packet, Side, Time,
+};
 use weft_model::testing::{Cluster, clusters, frames_for};
-use weft_model::{Addr, NodeName, PodKey, Reason, Routing, Verdict};
+use weft_model::{Addr, Family, NodeName, PodKey, Reason, Routing, Verdict};
 use weft_plan::{FORWARDING_PORTS, NodePlan};
 
 const DEVICES: usize = 12;
@@ -32,6 +36,7 @@ enum Entry {
     FromPod(PodKey),
     ToPod(PodKey),
     FromNet(Arrival),
+    ToNet,
 }
 
 #[derive(Clone, Debug)]
@@ -41,6 +46,8 @@ struct Step {
     follows: Option<Follows>,
     /// Where the packet does not come from where its addresses say.
     stray: Option<(u8, prop::sample::Index)>,
+    /// To one of the frontends.
+    aim: Option<prop::sample::Index>,
 }
 
 #[derive(Clone, Debug)]
@@ -58,10 +65,16 @@ struct Follows {
 enum FollowingSide {
     Same,
     Other,
+    /// A router on the way, by an ICMP error.
+    Between,
 }
 
 fn follows() -> impl Strategy<Value = Follows> {
-    let side = prop_oneof![2 => Just(FollowingSide::Other), 1 => Just(FollowingSide::Same)];
+    let side = prop_oneof![
+        4 => Just(FollowingSide::Other),
+        2 => Just(FollowingSide::Same),
+        1 => Just(FollowingSide::Between),
+    ];
     let flags = prop::sample::select(&[0x02u8, 0x12, 0x10, 0x18, 0x11, 0x04][..]);
     let header_words = prop::option::weighted(0.1, prop::sample::select(&[0u8, 4, 15][..]));
     (any::<prop::sample::Index>(), side, flags, header_words)
@@ -79,10 +92,12 @@ struct Case {
 fn steps(cluster: &Cluster) -> impl Strategy<Value = Vec<Step>> + use<> {
     let follows = prop::option::weighted(0.5, follows());
     let stray = prop::option::weighted(0.1, (0u8..4, any::<prop::sample::Index>()));
-    let step = (frames_for(cluster), follows, stray).prop_map(|(frame, follows, stray)| Step {
+    let aim = prop::option::weighted(0.9, any::<prop::sample::Index>());
+    let step = (frames_for(cluster), follows, stray, aim).prop_map(|(frame, follows, stray, aim)| Step {
         frame,
         follows,
         stray,
+        aim,
     });
     vec(step, 20..60)
 }
@@ -104,6 +119,11 @@ fn follow(earlier: &[u8], follows: &Follows) -> Vec<u8> {
         Some([0x86, 0xdd]) if earlier.len() >= 54 => (22, 16, 54, earlier[20]),
         _ => return frame,
     };
+    if follows.side == FollowingSide::Between
+        && Packet::parse(earlier).is_ok_and(|packet| packet.body.is_ok())
+    {
+        return bytes::too_large(earlier);
+    }
     let is_later = size == 4 && (earlier[20] & 0x1f != 0 || earlier[21] != 0);
     let has_transport = !is_later && earlier.len() >= transport + 20;
     if has_transport && protocol == 6 {
@@ -215,6 +235,12 @@ impl Kernel {
         self.replace("class_blocks", &held.class_blocks, &wanted.class_blocks);
         self.replace("policies", &held.policies, &wanted.policies);
         self.replace("routes", &held.routes, &wanted.routes);
+        self.replace("services", &held.services, &wanted.services);
+        self.replace("backends", &held.backends, &wanted.backends);
+        self.replace("members", &held.members, &wanted.members);
+        self.replace("source_ranges", &held.source_ranges, &wanted.source_ranges);
+        self.replace_hashes(&wanted);
+        self.put_node_addresses(plan);
         self.epoch.set(self.epoch.get() + 1);
         let map = self.programs.map("epoch").unwrap();
         map.update(&0u32.to_ne_bytes(), &self.epoch.get().to_ne_bytes(), MapFlags::ANY).unwrap();
@@ -234,8 +260,54 @@ impl Kernel {
         }
     }
 
+    /// All of them at once: each change of such a table waits for the programs that run.
+    fn replace_hashes(&self, wanted: &KernelTables) {
+        if wanted.maglev.is_empty() {
+            return;
+        }
+        let options = libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+            map_flags: libbpf_sys::BPF_F_INNER_MAP,
+            ..Default::default()
+        };
+        let lists: Vec<u32> = wanted.maglev.keys().copied().collect();
+        let tables = wanted.maglev.values().map(|words| {
+            let map = MapHandle::create(MapType::Array, Some("hashes"), 4, 8, words.len() as u32, &options)
+                .unwrap();
+            for (slot, word) in words.iter().enumerate() {
+                map.update(&(slot as u32).to_ne_bytes(), &word.to_ne_bytes(), MapFlags::ANY).unwrap();
+            }
+            map
+        });
+        let tables: Vec<MapHandle> = tables.collect();
+        let fds: Vec<i32> = tables.iter().map(|table| table.as_fd().as_raw_fd()).collect();
+        let map = self.programs.map("maglev").unwrap();
+        let (keys, values) = (bytemuck::cast_slice(&lists), bytemuck::cast_slice(&fds));
+        map.update_batch(keys, values, lists.len() as u32, MapFlags::ANY, MapFlags::ANY).unwrap();
+    }
+
+    fn put_node_addresses(&self, plan: &NodePlan) {
+        let map = self.programs.map("node_addresses").unwrap();
+        for (slot, family) in [(0u32, Family::V4), (1, Family::V6)] {
+            let own = plan.settings.node_addresses.iter().find(|addr| addr.family() == family);
+            let octets = own.map(|addr| addr.octets()).unwrap_or_default();
+            map.update(&slot.to_ne_bytes(), &octets, MapFlags::ANY).unwrap();
+        }
+    }
+
+    fn connections(&self) -> Vec<String> {
+        let map = self.programs.map("nat").unwrap();
+        let entries = map.keys().map(|key| {
+            let value = map.lookup(&key, MapFlags::ANY).unwrap().unwrap();
+            describe_connection(bytemuck::pod_read_unaligned(&key), bytemuck::pod_read_unaligned(&value))
+        });
+        let mut entries: Vec<String> = entries.collect();
+        entries.sort();
+        entries
+    }
+
     fn forget_flows(&self) {
-        for name in ["flows", "fragments"] {
+        for name in ["flows", "fragments", "nat", "affinities"] {
             let map = self.programs.map(name).unwrap();
             let keys: Vec<Vec<u8>> = map.keys().collect();
             for key in keys {
@@ -389,6 +461,7 @@ struct Player<'a> {
     oracle: MemoryFlows,
     sent: Vec<Vec<u8>>,
     packets: &'a Cell<usize>,
+    translated: &'a Cell<usize>,
 }
 
 impl Player<'_> {
@@ -415,7 +488,9 @@ impl Player<'_> {
         if let Some(sender) = self.plan.endpoints.get(&packet.source) {
             return Entry::FromPod(sender.pod.clone());
         }
+        let from_host = settings.host_addresses.contains(&packet.source);
         match self.plan.endpoints.get(&packet.destination) {
+            None if from_host => Entry::ToNet,
             Some(receiver) if settings.host_addresses.contains(&packet.source) => {
                 Entry::ToPod(receiver.pod.clone())
             }
@@ -435,7 +510,10 @@ impl Player<'_> {
             Some(follows) if !self.sent.is_empty() => {
                 follow(follows.earlier.get(self.sent.as_slice()).as_slice(), follows)
             }
-            _ => step.frame.clone(),
+            _ => match &step.aim {
+                Some(choice) => frontends::aim(&self.plan, &step.frame, choice),
+                None => step.frame.clone(),
+            },
         };
         if !can_be_run(&frame) {
             return Ok(());
@@ -448,11 +526,13 @@ impl Player<'_> {
             Entry::FromPod(pod) => weft_decide::from_pod(plan, oracle, at, pod, &packet),
             Entry::ToPod(pod) => weft_decide::to_pod(plan, oracle, at, pod, &packet),
             Entry::FromNet(arrival) => weft_decide::from_net(plan, oracle, at, *arrival, &packet),
+            Entry::ToNet => weft_decide::to_net(plan, oracle, at, &packet),
         };
         let (program, ifindex) = match &entry {
             Entry::FromPod(pod) => ("from_pod", self.device_of(pod)),
             Entry::ToPod(pod) => ("to_pod", self.device_of(pod)),
             Entry::FromNet(Arrival::Uplink) => ("from_net", self.kernel.uplink),
+            Entry::ToNet => ("to_net", self.kernel.uplink),
             Entry::FromNet(Arrival::Tunnel { .. }) => ("from_net", self.kernel.tunnel),
         };
         let (returned, out) = self.kernel.run(program, ifindex, &frame);
@@ -460,6 +540,11 @@ impl Player<'_> {
         let context = format!("{entry:?} {packet:?}\n{}\nexpected {expected:?}", hex(&frame));
         self.compare(&entry, &expected, returned, &frame, &out, &counted, &context)?;
         self.compare_events(&expected, &context)?;
+        if expected.translated.is_some() {
+            // What answers a translated packet is about what it became.
+            self.translated.set(self.translated.get() + 1);
+            self.sent.push(out);
+        }
         self.sent.push(frame);
         self.packets.set(self.packets.get() + 1);
         Ok(())
@@ -489,7 +574,7 @@ impl Player<'_> {
             Action::ToNode(_) | Action::ToNet => (TC_REDIRECT, rewritten(&sent, None)),
             Action::ToStack => (TC_NEXT, sent),
             Action::Reject(refusal) => (TC_REDIRECT, bytes::refusal(frame, *refusal)),
-            Action::Drop => (TC_DROP, frame.to_vec()),
+            Action::Drop => (TC_DROP, sent),
         };
         prop_assert_eq!(returned, action, "{}", context);
         if expected.translated.is_some() {
@@ -503,6 +588,7 @@ impl Player<'_> {
         // What is the stack's affair is not counted.
         let passed = expected.action == Action::ToStack
             && match entry {
+                Entry::ToNet => true,
                 Entry::FromNet(_) => !Packet::parse(frame)
                     .is_ok_and(|packet| self.plan.endpoints.contains_key(&packet.destination)),
                 _ => expected.reason == Reason::NotIp,
@@ -545,7 +631,7 @@ impl Player<'_> {
             .iter()
             .map(|(key, entry)| {
                 format!(
-                    "{}:{} {}:{} {} {:?} {} {:?} {:?} {:?} {}{}{}{}",
+                    "{}:{} {}:{} {} {:?} {} {:?} {:?} {:?} {}{}{}{} {}",
                     key.a.0,
                     key.a.1,
                     key.b.0,
@@ -560,12 +646,17 @@ impl Player<'_> {
                     u8::from(entry.tcp.opener_finished),
                     u8::from(entry.tcp.responder_finished),
                     u8::from(entry.tcp.reset),
+                    entry.is_translated,
                 )
             })
             .collect();
         kernel.sort();
         oracle.sort();
         prop_assert_eq!(kernel, oracle);
+        let entries = self.oracle.nat.iter();
+        let mut oracle: Vec<String> = entries.map(|(key, entry)| describe_entry(key, entry)).collect();
+        oracle.sort();
+        prop_assert_eq!(self.kernel.connections(), oracle);
         Ok(())
     }
 }
@@ -575,7 +666,7 @@ fn describe_kernel(key: &FlowKey, value: &FlowValue) -> String {
     let rule = |number: u32| (number != 0).then_some(number);
     let bit = |bit: u8| u8::from(value.tcp & bit != 0);
     format!(
-        "{}:{} {}:{} {} {side:?} {} {:?} {:?} {:?} {}{}{}{}",
+        "{}:{} {}:{} {} {side:?} {} {:?} {:?} {:?} {}{}{}{} {}",
         Addr::from(key.a),
         key.port_a,
         Addr::from(key.b),
@@ -589,6 +680,57 @@ fn describe_kernel(key: &FlowKey, value: &FlowValue) -> String {
         bit(2),
         bit(4),
         bit(8),
+        value.flags & FlowValue::NAT != 0,
+    )
+}
+
+fn describe_connection(key: NatKey, value: NatValue) -> String {
+    let kind = match value.flags {
+        0 => NatKind::Request,
+        NatFlags::REPLY => NatKind::Reply,
+        NatFlags::DSR => NatKind::SentOn,
+        flags => panic!("flags {flags}"),
+    };
+    let addr = |key| Addr::from(key);
+    format!(
+        "{} {}:{} {}:{} becomes {}:{} {}:{} {kind:?} {} {} {}{}{}{}",
+        key.protocol,
+        addr(key.source),
+        key.source_port,
+        addr(key.destination),
+        key.destination_port,
+        addr(value.source),
+        value.source_port,
+        addr(value.destination),
+        value.destination_port,
+        value.service,
+        value.list,
+        value.tcp & 1,
+        value.tcp >> 1 & 1,
+        value.tcp >> 2 & 1,
+        value.tcp >> 3 & 1,
+    )
+}
+
+fn describe_entry(key: &weft_decide::NatKey, entry: &NatEntry) -> String {
+    format!(
+        "{} {}:{} {}:{} becomes {}:{} {}:{} {:?} {} {} {}{}{}{}",
+        key.protocol.0,
+        key.source.0,
+        key.source.1,
+        key.destination.0,
+        key.destination.1,
+        entry.source.0,
+        entry.source.1,
+        entry.destination.0,
+        entry.destination.1,
+        entry.kind,
+        entry.service.0,
+        entry.list.0,
+        u8::from(entry.tcp.established),
+        u8::from(entry.tcp.opener_finished),
+        u8::from(entry.tcp.responder_finished),
+        u8::from(entry.tcp.reset),
     )
 }
 
@@ -602,10 +744,15 @@ fn links_of(kernel: &Kernel, plan: &NodePlan) -> Vec<PodLink> {
     devices.into_iter().enumerate().map(|(number, device)| kernel.link(number, device)).collect()
 }
 
-fn play_case(kernels: &[(Routing, Kernel)], case: &Case, packets: &Cell<usize>) -> Result<(), TestCaseError> {
+fn play_case(
+    kernels: &[(Routing, Kernel)],
+    case: &Case,
+    packets: &Cell<usize>,
+    translated: &Cell<usize>,
+) -> Result<(), TestCaseError> {
     let node = NodeName::new("node1");
     let mut plan = weft_compile::compile(&case.cluster.snapshot_on(&node), &node).plan;
-    plan.services.clear();
+    frontends::add(&mut plan);
     let same =
         |routing: &Routing| std::mem::discriminant(routing) == std::mem::discriminant(&plan.settings.routing);
     let (_, kernel) = kernels.iter().find(|(routing, _)| same(routing)).unwrap();
@@ -615,7 +762,7 @@ fn play_case(kernels: &[(Routing, Kernel)], case: &Case, packets: &Cell<usize>) 
     let links = links_of(kernel, &plan);
     kernel.hold(&plan, &links);
     let mut player =
-        Player { kernel, plan, links, oracle: MemoryFlows::default(), sent: Vec::new(), packets };
+        Player { kernel, plan, links, oracle: MemoryFlows::default(), sent: Vec::new(), packets, translated };
     for step in &case.before {
         player.play(step)?;
     }
@@ -623,7 +770,7 @@ fn play_case(kernels: &[(Routing, Kernel)], case: &Case, packets: &Cell<usize>) 
     let mut changed = case.cluster.clone();
     changed.policies.truncate(case.kept_policies);
     player.plan = weft_compile::compile(&changed.snapshot_on(&node), &node).plan;
-    player.plan.services.clear();
+    frontends::add(&mut player.plan);
     kernel.hold(&player.plan, &player.links);
     for step in &case.after {
         player.play(step)?;
@@ -653,12 +800,13 @@ fn programs_agree_with_decide() {
             ..Default::default()
         };
         let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
-        let packets = Cell::new(0);
-        let result = runner.run(&cases(), |case| play_case(&kernels, &case, &packets));
+        let (packets, translated) = (Cell::new(0), Cell::new(0));
+        let result = runner.run(&cases(), |case| play_case(&kernels, &case, &packets, &translated));
         if let Err(error) = result {
             panic!("{error}");
         }
         assert!(packets.get() >= 20_000, "only {} packets", packets.get());
-        eprintln!("{} packets compared", packets.get());
+        assert!(translated.get() >= 1_000, "only {} translated", translated.get());
+        eprintln!("{} packets compared, {} of them translated", packets.get(), translated.get());
     });
 }

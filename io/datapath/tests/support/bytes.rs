@@ -76,6 +76,23 @@ pub fn transport_checksum_is_right(frame: &[u8]) -> Option<bool> {
     Some(checksum(&[&pseudo, content]) == 0)
 }
 
+/// Right checksums for a whole packet.
+pub fn mend(frame: &mut [u8]) {
+    if !is_v6(frame) {
+        let length = usize::from(frame[ETHERNET] & 0xf) * 4;
+        frame[24..26].copy_from_slice(&[0, 0]);
+        let sum = checksum(&[&frame[ETHERNET..ETHERNET + length]]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
+    let (Some((protocol, at)), Some(place)) = (transport(frame, ETHERNET), checksum_at(frame)) else {
+        return;
+    };
+    frame[place..place + 2].copy_from_slice(&[0, 0]);
+    let content = &frame[at..end(frame)];
+    let sum = checksum(&[&pseudo_header(frame, protocol, content.len()), content]);
+    frame[place..place + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
 fn put_addresses(bytes: &mut [u8], ip: usize, source: Addr, destination: Addr) {
     let (at, first) = if source.family() == Family::V6 { (ip + 8, 0) } else { (ip + 12, 12) };
     for (at, addr) in [(at, source), (at + 16 - first, destination)] {
@@ -163,6 +180,11 @@ fn turned_round(frame: &[u8], protocol: u8, length: usize) -> Vec<u8> {
     header[10..12].copy_from_slice(&sum.to_be_bytes());
     out.extend(header);
     out
+}
+
+/// A router's word to a frame's sender that it was too large (RFC 792; RFC 4443, 3.2).
+pub fn too_large(frame: &[u8]) -> Vec<u8> {
+    if is_v6(frame) { error(frame, 2, 0) } else { error(frame, 3, 4) }
 }
 
 /// The ICMP error about a frame (RFC 792; RFC 4443, 3.1, 3.3).

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod bytes;
+pub mod frontends;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
