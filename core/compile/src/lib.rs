@@ -6,6 +6,7 @@ mod ids;
 mod names;
 mod peers;
 mod policies;
+pub mod pools;
 mod routes;
 mod selectors;
 mod services;

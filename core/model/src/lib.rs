@@ -23,7 +23,9 @@ pub use names::{NamespaceName, NodeName, ObjectKey, PodKey, PolicyKey, PolicyKin
 pub use nodes::Node;
 pub use pods::{NamedPort, Namespace, Pod, PodPhase};
 pub use policies::{Block, NamespaceMatch, Peer, Policy, PortMatch, Rule, RuleSet, Subject};
-pub use pools::{AddressPool, AddressRange, Announcement, Assignment, PoolName};
+pub use pools::{
+    AddressGiver, AddressPool, AddressRange, AddressRequest, Announcement, Assignment, FamilyPolicy, PoolName,
+};
 pub use reasons::{Direction, Reason, Verdict};
 pub use services::{
     Affinity, Balancing, Endpoint, EndpointCondition, EndpointSlice, Forwarding, Hints, IpMode,

@@ -7,6 +7,7 @@ mod labels;
 mod nodes;
 mod pods;
 mod policies;
+mod pools;
 mod services;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -14,6 +15,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use nodes::node;
 pub use pods::{namespace, pod};
 pub use policies::network_policy;
+pub use pools::{
+    ADDRESS_ASSIGNED, AddressPoolObject, AddressPoolSpec, AddressPoolStatus, AnnounceSpec, FamilyCapacity,
+    PoolCapacity, address_pool,
+};
 pub use services::{endpoint_slice, service};
 
 use crate::{Addr, Finding, ObjectKey, Port, Protocol, Severity, Uid, Weight};

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Addr, Cidr, Family, NodeName, PodKey, Port, Protocol, Selector, ServiceKey, Uid};
+use crate::{
+    Addr, AddressRequest, Cidr, Family, NodeName, PodKey, Port, Protocol, Selector, ServiceKey, Uid,
+};
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ServiceKind {
@@ -38,6 +40,7 @@ pub struct Service {
     pub health_check_node_port: Option<Port>,
     /// spec.loadBalancerClass
     pub load_balancer_class: Option<String>,
+    pub request: AddressRequest,
     /// Annotation `weft.dev/balancing`, for clients in the cluster; the edge always hashes.
     pub balancing: Balancing,
     /// Annotation `weft.dev/forwarding`; `None`: the cluster's setting.
@@ -64,6 +67,7 @@ impl Service {
             external_policy: TrafficPolicy::Cluster,
             health_check_node_port: None,
             load_balancer_class: None,
+            request: AddressRequest::default(),
             balancing: Balancing::Random,
             forwarding: None,
             ip_families: Vec::new(),

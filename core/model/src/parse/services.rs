@@ -54,6 +54,7 @@ pub fn service(service: &api::Service) -> Parsed<Service> {
             spec.external_traffic_policy.as_deref(),
         ),
         health_check_node_port: health_check.and_then(|port| findings.port("spec.healthCheckNodePort", port)),
+        request: super::pools::request(&mut findings, &kind, service),
         load_balancer_class: non_empty(&spec.load_balancer_class).map(str::to_owned),
         balancing: balancing(&mut findings, service),
         forwarding: forwarding(&mut findings, service),
