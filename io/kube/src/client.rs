@@ -9,7 +9,7 @@ use kube::{Client, Config};
 use weft_model::{ClusterSettings, Finding, Snapshot};
 
 use crate::Error;
-use crate::kinds::{self, Kind};
+use crate::kinds::{self, Kind, Presence};
 use crate::store::Store;
 
 /// Objects in one response: bounds what a response takes in memory.
@@ -49,6 +49,7 @@ pub async fn list_once(
     list::<kinds::Services>(client, &mut store).await?;
     list::<kinds::EndpointSlices>(client, &mut store).await?;
     list::<kinds::NetworkPolicies>(client, &mut store).await?;
+    list::<kinds::AddressPools>(client, &mut store).await?;
     Ok((store.snapshot().clone(), store.findings()))
 }
 
@@ -56,7 +57,15 @@ async fn list<K: Kind>(client: &Client, store: &mut Store) -> Result<(), Error> 
     let api: Api<DeserializeGuard<K::Object>> = Api::all(client.clone());
     let mut params = ListParams::default().limit(PAGE);
     loop {
-        let page = api.list(&params).await.map_err(Error::api(format!("list {}", K::PLURAL)))?;
+        let page = match api.list(&params).await {
+            Err(kube::Error::Api(status))
+                if K::PRESENCE == Presence::WhereInstalled && status.code == 404 =>
+            {
+                store.absent::<K>();
+                return Ok(());
+            }
+            listed => listed.map_err(Error::api(format!("list {}", K::PLURAL)))?,
+        };
         for object in page.items {
             store.put::<K>(object);
         }

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use weft_model::{ClusterSettings, Finding, Snapshot};
 
-use crate::kinds::{self, Kind};
+use crate::kinds::{self, Kind, Presence};
 use crate::store::{Effect, Store};
 
 /// Changes that come within this time of the last snapshot go into one.
@@ -76,6 +76,7 @@ impl Cluster {
         tasks.spawn(watch_kind::<kinds::Services>(client.clone(), shared.clone()));
         tasks.spawn(watch_kind::<kinds::EndpointSlices>(client.clone(), shared.clone()));
         tasks.spawn(watch_kind::<kinds::NetworkPolicies>(client.clone(), shared.clone()));
+        tasks.spawn(watch_kind::<kinds::AddressPools>(client.clone(), shared.clone()));
         tasks.spawn(probe(client, shared.clone()));
         tasks.spawn(publish(send, shared));
         Self { views, _tasks: tasks }
@@ -201,6 +202,13 @@ async fn watch_from<K: Kind>(client: &Client, shared: &Shared, initial: Initial)
                     shared.dirty.notify_one();
                 }
             }
+            Err(error) if K::PRESENCE == Presence::WhereInstalled && is_unknown(&error) => {
+                let effect = lock(&shared.store).absent::<K>();
+                shared.recovered(K::INDEX);
+                if effect == Effect::Changed {
+                    shared.dirty.notify_one();
+                }
+            }
             Err(error) if initial == Initial::Stream && cannot_stream(&error) => return Ended::CannotStream,
             // Ordinary after a long silence: the watcher lists again.
             Err(watcher::Error::WatchError(status)) if status.code == 410 => {
@@ -218,6 +226,16 @@ fn cannot_stream(error: &watcher::Error) -> bool {
         if matches!(status.code, 400 | 422))
 }
 
+/// The server does not know the kind. The watcher asks again, at most `LONGEST_BACKOFF` later.
+fn is_unknown(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
+        watcher::Error::WatchError(status) => status.code == 404,
+        _ => false,
+    }
+}
+
 fn say(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(error)
@@ -229,7 +247,7 @@ fn say(error: &watcher::Error) -> String {
 }
 
 /// Doubling waits with some chance in them, so that many nodes do not come back in step.
-struct Waits {
+pub(crate) struct Waits {
     next: Duration,
 }
 

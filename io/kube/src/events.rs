@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
-use weft_model::{NodeName, PodKey, PolicyKey, PolicyKind, ServiceKey, Uid};
+use weft_model::{NodeName, PodKey, PolicyKey, PolicyKind, PoolName, ServiceKey, Uid};
 
 /// Events that wait for the API server; more are dropped, with a line in the log.
 const QUEUE: usize = 256;
@@ -49,6 +49,10 @@ impl Subject {
     /// Events about nodes carry the node's name as uid, as the kubelet's do, so that `kubectl describe` finds them.
     pub fn node(name: &NodeName) -> Self {
         Self::new("v1", "Node", None, name.as_str(), Some(&Uid::new(name.as_str())))
+    }
+
+    pub fn pool(name: &PoolName, uid: &Uid) -> Self {
+        Self::new("weft.dev/v1alpha1", "AddressPool", None, &name.0, Some(uid))
     }
 
     pub fn policy(key: &PolicyKey, uid: &Uid) -> Self {

@@ -10,8 +10,8 @@ use kube::Resource;
 use serde::de::DeserializeOwned;
 use weft_model::parse::{self, Parsed};
 use weft_model::{
-    Namespace, NamespaceName, Node, NodeName, ObjectKey, Pod, PodKey, Policy, PolicyKey, PolicyKind, Service,
-    ServiceKey, SharedMap, Snapshot,
+    AddressPool, Namespace, NamespaceName, Node, NodeName, ObjectKey, Pod, PodKey, Policy, PolicyKey,
+    PolicyKind, PoolName, Service, ServiceKey, SharedMap, Snapshot,
 };
 
 pub trait Kind: Send + 'static {
@@ -23,13 +23,22 @@ pub trait Kind: Send + 'static {
     const PLURAL: &'static str;
     /// Its place in `Store`'s books.
     const INDEX: usize;
+    const PRESENCE: Presence = Presence::Always;
 
     fn key(namespace: &str, name: &str) -> Self::Key;
     fn parse(object: &Self::Object) -> Parsed<Self::Value>;
     fn table(snapshot: &mut Snapshot) -> &mut SharedMap<Self::Key, Self::Value>;
 }
 
-pub const COUNT: usize = 6;
+/// Whether every API server has the kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Presence {
+    Always,
+    /// Where its CustomResourceDefinition is not installed there are none.
+    WhereInstalled,
+}
+
+pub const COUNT: usize = 7;
 pub const PLURALS: [&str; COUNT] = [
     Namespaces::PLURAL,
     Nodes::PLURAL,
@@ -37,6 +46,7 @@ pub const PLURALS: [&str; COUNT] = [
     Services::PLURAL,
     EndpointSlices::PLURAL,
     NetworkPolicies::PLURAL,
+    AddressPools::PLURAL,
 ];
 
 /// What identifies an object of any kind; cluster-wide ones have no namespace.
@@ -126,3 +136,27 @@ kind!(
     parse::network_policy,
     |namespace, name| PolicyKey { kind: PolicyKind::NetworkPolicy, object: ObjectKey::new(namespace, name) }
 );
+
+pub struct AddressPools;
+
+impl Kind for AddressPools {
+    type Object = parse::AddressPoolObject;
+    type Key = PoolName;
+    type Value = AddressPool;
+    const NAME: &'static str = "AddressPool";
+    const PLURAL: &'static str = "addresspools";
+    const INDEX: usize = 6;
+    const PRESENCE: Presence = Presence::WhereInstalled;
+
+    fn key(_: &str, name: &str) -> PoolName {
+        PoolName(name.to_owned())
+    }
+
+    fn parse(object: &Self::Object) -> Parsed<AddressPool> {
+        parse::address_pool(object)
+    }
+
+    fn table(snapshot: &mut Snapshot) -> &mut SharedMap<PoolName, AddressPool> {
+        &mut snapshot.pools
+    }
+}

@@ -7,7 +7,12 @@ mod events;
 mod kinds;
 mod leadership;
 mod nodes;
+mod pools;
+mod services;
 mod store;
+
+/// What the status of Services and AddressPools is to say, and the least patch to it.
+pub mod status;
 
 /// Who leads, as a pure state machine; `lead` runs it against an API server.
 pub mod lease;
@@ -17,6 +22,8 @@ pub use cluster::{Cluster, Link, View};
 pub use events::{EventRecorder, Subject};
 pub use leadership::{Leadership, lead};
 pub use nodes::{set_network_available, set_network_unavailable};
+pub use pools::set_pool_status;
+pub use services::{ServiceWriter, WriteReport};
 
 use std::path::PathBuf;
 

@@ -113,6 +113,12 @@ impl Store {
         Effect::of(changed || findings_changed)
     }
 
+    /// There are no objects of the kind, and cannot be.
+    pub fn absent<K: Kind>(&mut self) -> Effect {
+        self.books[K::INDEX].seen = Some(BTreeSet::new());
+        self.end_of_list::<K>()
+    }
+
     fn remove<K: Kind>(&mut self, id: &ObjectKey) -> Effect {
         let key = K::key(id.namespace.as_str(), &id.name);
         let value = K::table(&mut self.snapshot).remove(&key).is_some();
@@ -146,7 +152,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::kinds::{Namespaces, NetworkPolicies, Pods};
+    use crate::kinds::{AddressPools, Namespaces, NetworkPolicies, Pods};
 
     type Guarded = DeserializeGuard<v1::Pod>;
 
@@ -229,6 +235,21 @@ mod tests {
         assert!(!store.findings().is_empty());
         store.apply::<NetworkPolicies>(Event::Delete(policy));
         assert!(store.findings().is_empty() && store.snapshot().policies.is_empty());
+    }
+
+    #[test]
+    fn a_kind_that_is_not_installed_has_no_objects() {
+        let mut store = store();
+        assert_eq!(store.absent::<AddressPools>(), Effect::Changed);
+        assert_eq!(store.absent::<AddressPools>(), Effect::None);
+        let pool: DeserializeGuard<_> = read(json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "AddressPool", "metadata": {"name": "edge"},
+            "spec": {"addresses": ["192.0.2.1"]},
+        }));
+        store.apply::<AddressPools>(Event::Apply(pool));
+        assert_eq!(store.snapshot().pools.len(), 1);
+        assert_eq!(store.absent::<AddressPools>(), Effect::Changed);
+        assert!(store.snapshot().pools.is_empty());
     }
 
     #[test]

@@ -102,6 +102,9 @@ pub struct ProxyConfig {
 pub struct ControllerConfig {
     pub kubeconfig: PathBuf,
     pub pod_cidrs: crate::controllers::podcidr::Pools,
+    /// No address of these is ever a load balancer's.
+    #[serde(default)]
+    pub service_cidrs: Vec<IpNet>,
 }
 
 /// `weft lab kubelet`; started inside its node's namespace.
@@ -239,6 +242,7 @@ impl Inputs<'_> {
                 node_mask_v4: spec.node_mask.v4,
                 node_mask_v6: spec.node_mask.v6,
             },
+            service_cidrs: spec.services.of(spec.families),
         }
     }
 

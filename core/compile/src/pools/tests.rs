@@ -50,10 +50,11 @@ fn has(mut service: Service, addresses: &[&str]) -> Service {
 }
 
 fn snapshot(pools: Vec<AddressPool>, services: Vec<Service>) -> Snapshot {
-    let mut snapshot = Snapshot::default();
-    snapshot.pools = pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
-    snapshot.services = services.into_iter().map(|service| (service.key.clone(), service)).collect();
-    snapshot
+    Snapshot {
+        pools: pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect(),
+        services: services.into_iter().map(|service| (service.key.clone(), service)).collect(),
+        ..Snapshot::default()
+    }
 }
 
 const V4: &[Family] = &[Family::V4];
