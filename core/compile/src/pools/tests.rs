@@ -300,10 +300,11 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
 fn written(snapshot: &Snapshot, allocation: &Allocation) -> Snapshot {
     let mut snapshot = snapshot.clone();
     for (key, given) in &allocation.services {
-        let service = snapshot.services.get_mut(key).unwrap();
+        let mut service = snapshot.services[key].clone();
         let ips = given.addresses.iter().map(|addr| LoadBalancerIp { addr: *addr, mode: IpMode::Vip });
         service.load_balancer_ips = ips.collect();
         service.request.giver = AddressGiver::Weft;
+        snapshot.services.insert(key.clone(), service);
     }
     snapshot
 }
@@ -357,7 +358,8 @@ proptest! {
         for (key, given) in &before.services {
             prop_assert_eq!(&given.addresses, &with.services[key].addresses, "{}", key);
         }
-        if let Some(gone) = settled.services.keys().next().cloned() {
+        let first = settled.services.keys().next().cloned();
+        if let Some(gone) = first {
             let mut fewer = settled.clone();
             fewer.services.remove(&gone);
             let without = allocate(&fewer);
