@@ -1,4 +1,5 @@
 /* What other machines send: tcx ingress on the uplink and on the tunnel device. */
+#include "lib/announce.h"
 #include "lib/edge.h"
 #include "lib/known.h"
 
@@ -217,6 +218,8 @@ int from_net(struct __sk_buff *skb)
 {
     int action = from_net_known(skb);
     if (action == NOT_KNOWN)
+        action = answer_neighbours(skb);
+    if (action == NOT_ANNOUNCED)
         action = from_net_any(skb, 0);
     if (action == NOT_FOR_POD) {
         action = from_net_edge(skb);

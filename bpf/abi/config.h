@@ -17,6 +17,8 @@ struct weft_config {
     __u32 denied_events;
     /* Host order; 0 without a tunnel. */
     __u32 tunnel_port;
+    /* Six bytes. */
+    __u8 uplink_mac[8];
     /* Of the network namespace whose processes are the node's own. */
     __u64 host_netns;
     /* What forwarded connections come from beside the node's address: host order, first and last. */

@@ -10,6 +10,7 @@ shared! {
         vni: u32,
         denied_events: u32,
         tunnel_port: u32,
+        uplink_mac: [u8; 8],
         host_netns: u64,
         nat_ports: [u16; 2],
         icmp_errors: u32,

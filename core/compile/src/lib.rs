@@ -1,5 +1,6 @@
 //! Model snapshot to one node's plan: pure, whole, and the same for every order of events. Applying it lives in io/datapath.
 
+pub mod announce;
 mod check;
 mod endpoints;
 mod ids;

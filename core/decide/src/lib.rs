@@ -1,5 +1,6 @@
 //! Plan and packet or query to verdict and reason: the executable definition of the datapath and the name server.
 
+pub mod announce;
 mod edge;
 pub mod explain;
 mod flows;

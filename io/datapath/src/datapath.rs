@@ -348,7 +348,13 @@ fn program_config(config: &Config, ports: &Ports) -> Result<ProgramConfig, OpenE
         },
         nat_ports: FORWARDING_PORTS,
         icmp_errors: ICMP_ERRORS,
+        uplink_mac: link_address(ports),
     })
+}
+
+fn link_address(ports: &Ports) -> [u8; 8] {
+    let [a, b, c, d, e, f] = ports.uplink.mac.0;
+    [a, b, c, d, e, f, 0, 0]
 }
 
 fn is_pod_device(name: &str) -> bool {

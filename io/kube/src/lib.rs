@@ -1,6 +1,8 @@
 //! Any Kubernetes API server into the model, and status back. Nothing here knows which server it talks to,
 //! and nothing decides what the objects mean: parsing lives in core/model.
 
+/// Leases of addresses and of nodes.
+pub mod claims;
 mod client;
 mod cluster;
 mod events;
@@ -33,6 +35,8 @@ pub enum Error {
     Kubeconfig { path: PathBuf, reason: String },
     #[error("no Kubernetes API server to talk to: {0}")]
     NoServer(String),
+    #[error("cannot {action}: the API server did not answer in time")]
+    Late { action: String },
     #[error("cannot {action}: {}", reason(source))]
     Api { action: String, source: Box<kube::Error> },
 }

@@ -1,7 +1,7 @@
 //! Keeps the kernel at the plan of the newest state: one thread, whole recompute, newest wins. What a plan says is
 //! core/compile's business, how it gets into the kernel io/datapath's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use weft_compile::{Compiled, Compiler};
 use weft_datapath::Datapath;
 use weft_kube::View;
-use weft_model::{LocalEndpoint, NodeName, PodKey, Snapshot};
+use weft_model::{Addr, LocalEndpoint, NodeName, PodKey, Snapshot};
 
 /// After a failed apply the same plan is tried again after this.
 const RETRY: Duration = Duration::from_millis(500);
@@ -25,6 +25,8 @@ pub struct Applier {
 #[derive(Default)]
 struct Local {
     endpoints: BTreeMap<PodKey, LocalEndpoint>,
+    /// Load balancer addresses that this node answers for.
+    announced: BTreeSet<Addr>,
     generation: u64,
 }
 
@@ -60,6 +62,15 @@ impl Applier {
         local.endpoints.extend(endpoints.map(|endpoint| (endpoint.pod.clone(), endpoint)));
         local.generation += 1;
         self.wake.notify_one();
+    }
+
+    /// From the next plan on this node answers for these addresses; returns the generation of that plan.
+    pub fn announce(&self, addresses: BTreeSet<Addr>) -> u64 {
+        let mut local = self.local();
+        local.announced = addresses;
+        local.generation += 1;
+        self.wake.notify_one();
+        local.generation
     }
 
     /// Returns when a plan with this endpoint is in the kernel.
@@ -98,7 +109,7 @@ impl Applier {
         self.local.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn reached(&self, generation: u64) -> Result<(), String> {
+    pub async fn reached(&self, generation: u64) -> Result<(), String> {
         let mut applied = self.applied.subscribe();
         let reached = applied.wait_for(|applied| applied.generation >= generation).await;
         let reached = reached.map_err(|_| "the agent is stopping".to_owned())?;
@@ -126,14 +137,15 @@ impl Applier {
     /// Compiles and applies; true if it has to be tried again.
     async fn bring(&self, compiler: &mut Compiler, datapath: Arc<Datapath>, snapshot: Arc<Snapshot>) -> bool {
         let started = Instant::now();
-        let (generation, endpoints) = {
+        let (generation, endpoints, announced) = {
             let local = self.local();
-            (local.generation, local.endpoints.clone())
+            (local.generation, local.endpoints.clone(), local.announced.clone())
         };
         let mut last = std::mem::replace(compiler, Compiler::new(self.node.clone()));
         let outcome = tokio::task::spawn_blocking(move || {
             let mut snapshot = Snapshot::clone(&snapshot);
             snapshot.local = endpoints;
+            snapshot.announced = announced;
             let compiled = last.compile(&snapshot);
             let report = datapath.apply(&compiled.plan);
             (last, report, InForce { snapshot: Arc::new(snapshot), compiled })

@@ -1,8 +1,10 @@
 //! The node's agent: wires the API watch, the compilers, the datapath, CNI and flows together. Each shell's own
 //! work lives in its crate; nothing here decides about a packet.
 
+mod announce;
 mod applier;
 mod flows;
+mod listeners;
 mod names;
 mod network;
 mod settings;
@@ -21,6 +23,7 @@ use weft_kube::Cluster;
 use weft_lab::fabric::config::AgentConfig;
 use weft_model::NodeName;
 
+pub use announce::AddressStatus;
 pub use settings::cluster as settings;
 pub use status::AgentStatus;
 
@@ -46,6 +49,7 @@ pub struct Agent {
     pub applier: Arc<Applier>,
     pub cni: Arc<CniService<Network>>,
     pub flows: Arc<Flows>,
+    pub announcing: announce::Announcing,
 }
 
 pub async fn run(config: &Path) -> Result<()> {
@@ -57,8 +61,10 @@ pub async fn run(config: &Path) -> Result<()> {
     tokio::spawn(socket::serve(agent.clone(), listener));
     tokio::spawn(follow_pod_cidrs(agent.clone()));
     tokio::spawn(names::follow(agent.clone()));
+    tokio::spawn(listeners::follow(agent.clone()));
     tokio::spawn(report_ready(agent.clone()));
     tokio::spawn(keep_house(agent.clone()));
+    tokio::spawn(announce::run(agent.clone(), announce::held_before(&agent.config.state_dir)));
     crate::fabrics::terminated().await;
     tracing::info!("agent stops; programs, links and maps stay as they are");
     Ok(())
@@ -85,8 +91,18 @@ async fn start(config: AgentConfig) -> Result<Arc<Agent>> {
     )
     .context("cannot read the records of pods attached earlier")?;
     applier.restore(cni.attachments().iter().filter_map(|attachment| attachment.local_endpoint()));
+    applier.announce(announce::held_before(&config.state_dir));
     let flows = Flows::start(&node, datapath.clone(), applier.clone())?;
-    Ok(Arc::new(Agent { config, node, datapath, cluster, applier, cni, flows }))
+    Ok(Arc::new(Agent {
+        config,
+        node,
+        datapath,
+        cluster,
+        applier,
+        cni,
+        flows,
+        announcing: Default::default(),
+    }))
 }
 
 /// Addresses can be given out once the node has its pod prefixes; they may also change.

@@ -7,8 +7,8 @@ use weft_cni::PoolUsage;
 use weft_datapath::{Datapath, ReadError};
 use weft_kube::Link;
 
-use super::Agent;
 use super::applier::{Applied, InForce};
+use super::{AddressStatus, Agent};
 
 #[derive(Serialize, Deserialize, Debug)]
 #[serde(rename_all = "camelCase")]
@@ -34,6 +34,9 @@ pub struct AgentStatus {
     pub events_suppressed: u64,
     pub pods: Vec<PodStatus>,
     pub pools: Vec<PoolStatus>,
+    /// Load balancer addresses and this node's part in announcing them.
+    #[serde(default)]
+    pub addresses: Vec<AddressStatus>,
     pub findings: Vec<String>,
 }
 
@@ -74,6 +77,7 @@ pub async fn status(agent: &Agent) -> AgentStatus {
         events_lost: kernel.events_lost,
         events_suppressed: kernel.events_suppressed,
         pods: state.map(|state| pods(&state.compiled.plan)).unwrap_or_default(),
+        addresses: agent.announcing.status(),
         pools: agent.cni.usage().into_iter().map(pool).collect(),
         findings,
     }

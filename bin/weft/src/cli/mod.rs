@@ -1,5 +1,6 @@
 //! The verbs people use, one file each.
 
+pub mod addresses;
 pub mod apply;
 pub mod check;
 pub mod down;

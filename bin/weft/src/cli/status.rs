@@ -44,7 +44,13 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let good = nodes.iter().all(|(_, agent, names)| agent.as_ref().is_ok_and(is_good) && names.is_ok());
     match args.target.output {
         Format::Json => print_json(&nodes)?,
-        Format::Text => print_text(&nodes, args.pods),
+        Format::Text => {
+            print_text(&nodes, args.pods);
+            match super::addresses::read(&fabric).await {
+                Ok(addresses) => super::addresses::print(&addresses),
+                Err(error) => println!("load balancer addresses: {} {error:#}", mark(false)),
+            }
+        }
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

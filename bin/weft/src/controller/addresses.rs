@@ -8,11 +8,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Service;
 use kube::Client;
+use tokio::sync::watch;
 use weft_compile::pools::{Allocation, allocate};
+use weft_kube::claims::{AddressLease, Claims};
 use weft_kube::status::{PoolStatus, ServiceStatus};
 use weft_kube::{Cluster, EventRecorder, ServiceWriter, View, set_pool_status};
-use weft_model::{ClusterSettings, Finding, NodeName, PoolName, ServiceKey, Snapshot, parse};
+use weft_model::{Addr, ClusterSettings, Finding, NodeName, PoolName, ServiceKey, Snapshot, parse};
 
+use super::announced::{self, Leases};
 use super::say;
 
 /// Changes that come close together are decided on together.
@@ -26,13 +29,35 @@ pub async fn run(client: Client, settings: ClusterSettings, events: EventRecorde
         client,
         events,
         pools: BTreeMap::new(),
+        leases: Leases::default(),
     };
+    let (send, mut lease_changes) = watch::channel(0);
+    let claims = Claims::new(desk.client.clone(), NodeName::new(""));
+    tokio::select! {
+        () = desk.leases.clone().follow(claims.watch(), send) => {}
+        () = sweep(desk.client.clone(), cluster.subscribe()) => {}
+        () = work(&mut desk, &cluster, &mut lease_changes) => {}
+    }
+}
+
+async fn sweep(client: Client, views: watch::Receiver<View>) {
+    loop {
+        tokio::time::sleep(announced::SWEEP).await;
+        let view = views.borrow().clone();
+        if view.synced && view.link == weft_kube::Link::Connected {
+            announced::sweep(&client, &view.snapshot).await;
+        }
+    }
+}
+
+async fn work(desk: &mut Desk, cluster: &Cluster, leases: &mut watch::Receiver<u64>) {
     cluster.synced().await;
     desk.writer.ready().await;
     let (mut views, mut changes) = (cluster.subscribe(), desk.writer.changes());
     loop {
         let view = views.borrow_and_update().clone();
         changes.mark_unchanged();
+        leases.mark_unchanged();
         let pause = match desk.round(&view).await {
             Ok(()) => Duration::MAX,
             Err(error) => {
@@ -43,6 +68,7 @@ pub async fn run(client: Client, settings: ClusterSettings, events: EventRecorde
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
             changed = changes.changed() => if changed.is_err() { return },
+            changed = leases.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(pause) => {}
         }
         tokio::time::sleep(COALESCE).await;
@@ -53,6 +79,7 @@ struct Desk {
     client: Client,
     events: EventRecorder,
     writer: ServiceWriter,
+    leases: Leases,
     /// What each pool's status was last made to say.
     pools: BTreeMap<PoolName, PoolStatus>,
 }
@@ -61,8 +88,8 @@ impl Desk {
     async fn round(&mut self, view: &View) -> Result<()> {
         let services = self.writer.current().await?;
         let (snapshot, findings) = (view.snapshot.clone(), view.findings.clone());
-        let seen = services.clone();
-        let decided = tokio::task::spawn_blocking(move || decide(&snapshot, &findings, &seen));
+        let (seen, leases) = (services.clone(), self.leases.current());
+        let decided = tokio::task::spawn_blocking(move || decide(&snapshot, &findings, &seen, &leases));
         let (wanted, pools) = decided.await.context("deciding was interrupted")?;
         let report = self.writer.write(&services, &wanted).await;
         if report.written > 0 || report.conflicts > 0 {
@@ -91,7 +118,12 @@ impl Desk {
 type Wanted = (BTreeMap<ServiceKey, ServiceStatus>, BTreeMap<PoolName, PoolStatus>);
 
 /// The services are those the status is written to, not those of the view, which may be a moment older or newer.
-fn decide(snapshot: &Snapshot, findings: &[Finding], services: &[Arc<Service>]) -> Wanted {
+fn decide(
+    snapshot: &Snapshot,
+    findings: &[Finding],
+    services: &[Arc<Service>],
+    leases: &BTreeMap<Addr, AddressLease>,
+) -> Wanted {
     let mut snapshot = Snapshot::clone(snapshot);
     snapshot.services = services
         .iter()
@@ -100,7 +132,13 @@ fn decide(snapshot: &Snapshot, findings: &[Finding], services: &[Arc<Service>]) 
         .collect();
     let allocation = allocate(&snapshot);
     let not_served = not_served(&snapshot, findings);
-    (say::services(&allocation, &not_served), pools(&allocation, findings))
+    let mut wanted = say::services(&allocation, &not_served);
+    for (key, saying) in announced::sayings(&snapshot, leases) {
+        if let Some(status) = wanted.get_mut(&key) {
+            status.conditions.push(saying);
+        }
+    }
+    (wanted, pools(&allocation, findings))
 }
 
 fn pools(allocation: &Allocation, findings: &[Finding]) -> BTreeMap<PoolName, PoolStatus> {

@@ -2,6 +2,7 @@
 //! Lease works.
 
 mod addresses;
+mod announced;
 mod say;
 
 use std::path::Path;

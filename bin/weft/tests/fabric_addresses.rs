@@ -1,0 +1,150 @@
+//! Load balancer addresses from the pool to the wire: given, announced by one node, taken over when it dies, kept when
+//! only its agent does, and gone without a trace.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{Fabric, signal, text, wait_until};
+
+const OBJECTS: &str = "
+apiVersion: weft.dev/v1alpha1
+kind: AddressPool
+metadata: {name: edge}
+spec: {addresses: ['172.30.0.200-172.30.0.201', 'fd00:172:30::200-fd00:172:30::201']}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: web}
+  ports: [{port: 80}]
+";
+const NODES: [&str; 3] = ["node1", "node2", "node3"];
+const V4: &str = "172.30.0.200";
+const V6: &str = "fd00:172:30::200";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn kubectl(fabric: &Fabric, args: &[&str]) -> String {
+    let config = fabric.root().join("kubeconfig");
+    let output = Command::new("kubectl").env("KUBECONFIG", config).args(args).output().expect("kubectl runs");
+    text(&output.stdout)
+}
+
+fn service(fabric: &Fabric) -> Value {
+    serde_json::from_str(&kubectl(fabric, &["get", "service", "web", "-o", "json"])).unwrap_or_default()
+}
+
+fn leases(fabric: &Fabric) -> BTreeMap<String, Value> {
+    let text = kubectl(
+        fabric,
+        &["get", "leases", "-n", "weft-system", "-l", "weft.dev/lease=address", "-o", "json"],
+    );
+    let list: Value = serde_json::from_str(&text).unwrap_or_default();
+    let items = list["items"].as_array().cloned().unwrap_or_default();
+    items
+        .into_iter()
+        .map(|lease| {
+            (
+                lease["metadata"]["annotations"]["weft.dev/address"].as_str().unwrap_or_default().to_owned(),
+                lease,
+            )
+        })
+        .collect()
+}
+
+fn holder(fabric: &Fabric, address: &str) -> Option<String> {
+    let lease = leases(fabric).remove(address)?;
+    lease["spec"]["holderIdentity"].as_str().map(str::to_owned)
+}
+
+fn in_namespace(fabric: &Fabric, machine: &str, command: &[&str]) -> String {
+    let output = Command::new("nsenter")
+        .arg(format!("--net={}", fabric.namespace(machine)))
+        .args(command)
+        .output()
+        .expect("nsenter runs");
+    text(&output.stdout)
+}
+
+/// The link address a machine beside the nodes finds behind an address, after it has forgotten what it knew.
+fn resolved(fabric: &Fabric, address: &str) -> Option<String> {
+    in_namespace(fabric, "underlay", &["ip", "neigh", "flush", "to", address]);
+    // A datagram makes the stack ask; nobody need take it.
+    in_namespace(fabric, "underlay", &["bash", "-c", &format!("echo > /dev/udp/{address}/9")]);
+    std::thread::sleep(Duration::from_millis(200));
+    let shown = in_namespace(fabric, "underlay", &["ip", "neigh", "show", "to", address]);
+    let mut words = shown.split_whitespace().skip_while(|word| *word != "lladdr");
+    words.nth(1).map(str::to_owned)
+}
+
+fn link_address(fabric: &Fabric, node: &str) -> String {
+    let shown = in_namespace(fabric, node, &["ip", "-o", "link", "show", "eth0"]);
+    let mut words = shown.split_whitespace().skip_while(|word| *word != "link/ether");
+    words.nth(1).expect("a link address").to_owned()
+}
+
+#[test]
+fn an_address_is_given_announced_taken_over_and_withdrawn() {
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    std::fs::write(file.path(), OBJECTS).unwrap();
+    let fabric = Fabric::up("vip", &["--apply", file.path().to_str().unwrap(), "--wait", "1"]);
+    let announced = || holder(&fabric, V4).zip(holder(&fabric, V6));
+    assert!(wait_until(PATIENCE, || announced().is_some()), "{}{}", service(&fabric), fabric.logs());
+    let given = service(&fabric)["status"]["loadBalancer"]["ingress"].clone();
+    let expected = serde_json::json!([{"ip": V4, "ipMode": "VIP"}, {"ip": V6, "ipMode": "VIP"}]);
+    assert_eq!(given, expected);
+    let (owner, owner_v6) = announced().unwrap();
+    let reached = || resolved(&fabric, V4) == Some(link_address(&fabric, &owner));
+    assert!(wait_until(PATIENCE, reached), "{owner}: {:?}", resolved(&fabric, V4));
+    let reached = || resolved(&fabric, V6) == Some(link_address(&fabric, &owner_v6));
+    assert!(wait_until(PATIENCE, reached), "{owner_v6}: {:?}", resolved(&fabric, V6));
+
+    // An agent that hangs loses nothing: its machine answers, and that is said.
+    let agent = fabric.pids(&owner, "agent")[0] as u32;
+    signal(agent, libc::SIGSTOP);
+    let obstacle = || {
+        let lease = leases(&fabric).remove(V4)?;
+        lease["metadata"]["annotations"]["weft.dev/obstacle"].as_str().map(str::to_owned)
+    };
+    let said = || obstacle().is_some_and(|text| text.starts_with("holder-answers "));
+    assert!(wait_until(PATIENCE, said), "{:?}{}", obstacle(), fabric.logs());
+    assert_eq!(holder(&fabric, V4).as_deref(), Some(owner.as_str()));
+
+    // Now the machine is gone, too.
+    in_namespace(&fabric, "underlay", &["ip", "link", "set", &owner, "down"]);
+    let moved = || holder(&fabric, V4).is_some_and(|now| now != owner);
+    assert!(wait_until(PATIENCE, moved), "{:?}{}", leases(&fabric), fabric.logs());
+    let next = holder(&fabric, V4).unwrap();
+    let reached = || resolved(&fabric, V4) == Some(link_address(&fabric, &next));
+    assert!(wait_until(PATIENCE, reached), "{next}: {:?}", resolved(&fabric, V4));
+    assert_eq!(leases(&fabric)[V4]["spec"]["leaseTransitions"], 1);
+
+    // The machine is back and finds that it is no longer the holder.
+    in_namespace(&fabric, "underlay", &["ip", "link", "set", &owner, "up"]);
+    signal(agent, libc::SIGCONT);
+    let idle = || {
+        let status = fabric.json(&["status"]);
+        let node = status.as_array().unwrap().iter().find(|row| row["node"] == *owner).cloned().unwrap();
+        let rows = node["agent"]["addresses"].as_array().cloned().unwrap_or_default();
+        rows.iter().any(|row| row["address"] == V4 && row["state"] != "holding")
+    };
+    assert!(wait_until(PATIENCE, idle), "{}", fabric.logs());
+    assert_eq!(holder(&fabric, V4), Some(next));
+
+    // What nobody wants leaves nothing.
+    kubectl(&fabric, &["delete", "service", "web"]);
+    assert!(wait_until(PATIENCE, || leases(&fabric).is_empty()), "{:?}{}", leases(&fabric), fabric.logs());
+    let silent = || resolved(&fabric, V4).is_none() && resolved(&fabric, V6).is_none();
+    assert!(wait_until(PATIENCE, silent));
+    for node in NODES {
+        let groups = in_namespace(&fabric, node, &["ip", "maddress", "show", "dev", "eth0"]);
+        assert!(!groups.contains("33:33:ff:00:02:00"), "{node}: {groups}");
+    }
+    fabric.down();
+}
