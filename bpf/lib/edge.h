@@ -81,16 +81,27 @@ static __always_inline bool is_same_connection(const struct weft_nat *reply, con
            same_addr(&reply->destination, &key->source) && same_addr(&reply->source, &key->destination);
 }
 
+/* Whether no data can follow on the connection whose replies `back` is for. `there` is its other entry, if it is left. */
+static __always_inline bool has_ended(const struct weft_nat *back, const struct weft_nat *there)
+{
+    __u8 both = WEFT_FLOW_FIN_OPENER | WEFT_FLOW_FIN_RESPONDER, tcp = back->tcp | (there ? there->tcp : WEFT_FLOW_FIN_OPENER);
+    return tcp & WEFT_FLOW_RESET || (tcp & both) == both;
+}
+
 /* Whether the draft's connection now owns its reply's key. */
-static __always_inline bool claim(struct weft_translation *draft)
+static __always_inline bool claim(struct weft_translation *draft, bool from_ended)
 {
     other_key(&draft->to, draft->key.protocol, &draft->other);
     if (!bpf_map_update_elem(&nat, &draft->other, &draft->back, BPF_NOEXIST))
         return true;
     const struct weft_nat *taken = bpf_map_lookup_elem(&nat, &draft->other);
-    /* Its own, from before the table lost the other direction; or one that has been reset. */
-    if (taken && !is_same_connection(taken, &draft->key) && !(taken->tcp & WEFT_FLOW_RESET))
-        return false;
+    /* Its own, from before the table lost the other direction. */
+    if (taken && !is_same_connection(taken, &draft->key)) {
+        other_key(taken, draft->key.protocol, &draft->earlier);
+        if (!from_ended || !has_ended(taken, bpf_map_lookup_elem(&nat, &draft->earlier)))
+            return false;
+        bpf_map_delete_elem(&nat, &draft->earlier);
+    }
     return !bpf_map_update_elem(&nat, &draft->other, &draft->back, BPF_ANY);
 }
 
@@ -99,13 +110,14 @@ static __noinline bool claim_port(struct weft_translation *draft, __u32 hash)
 {
     if (!draft)
         return false;
-    if (draft->to.source_port && claim(draft))
+    if (draft->to.source_port && claim(draft, false))
         return true;
     __u32 first = weft_config.nat_ports[0], count = weft_config.nat_ports[1] - first + 1;
-    for (int try = 0; try < PORT_TRIES; try++) {
+    /* Where all are taken, those of ended connections are taken over: their entries stay for a minute. */
+    for (int try = 0; try < 2 * PORT_TRIES; try++) {
         /* Tries lie apart, so that neighbours do not run into each other. */
         draft->to.source_port = first + (hash + try * 127) % count;
-        if (claim(draft))
+        if (claim(draft, try >= PORT_TRIES))
             return true;
     }
     return false;

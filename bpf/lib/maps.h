@@ -53,6 +53,7 @@ WEFT_MAP(draft, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_flow, 1, 0);
 struct weft_translation {
     struct weft_nat_key key;
     struct weft_nat_key other;
+    struct weft_nat_key earlier;
     struct weft_nat to;
     struct weft_nat back;
     struct weft_backend backend;

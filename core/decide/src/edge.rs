@@ -264,25 +264,38 @@ fn claim_port(
     hash: u32,
 ) -> Option<NatEntry> {
     let count = u32::from(FORWARDING_PORTS[1] - FORWARDING_PORTS[0]) + 1;
-    let tries = (0..PORT_TRIES).map(|number| {
+    let tries = (0..2 * PORT_TRIES).map(|number| {
         let offset = hash.wrapping_add(number * TRIES_APART) % count;
-        Port(FORWARDING_PORTS[0] + offset as u16)
+        let from = if number < PORT_TRIES { Owner::Nobody } else { Owner::Ended };
+        (Port(FORWARDING_PORTS[0] + offset as u16), from)
     });
-    first.filter(|port| port.0 != 0).into_iter().chain(tries).find_map(|port| {
+    let own = first.filter(|port| port.0 != 0).map(|port| (port, Owner::Nobody));
+    own.into_iter().chain(tries).find_map(|(port, from)| {
         let entry = NatEntry { source: (entry.source.0, port), ..entry };
-        claim(flows, key, &entry).then_some(entry)
+        claim(flows, key, &entry, from).then_some(entry)
     })
 }
 
+/// Whom a port may be taken from: where all are taken, from ended connections, whose entries stay for a minute.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Nobody,
+    Ended,
+}
+
 /// Whether the connection now owns its reply's key.
-fn claim(flows: &mut impl FlowTable, key: &NatKey, entry: &NatEntry) -> bool {
+fn claim(flows: &mut impl FlowTable, key: &NatKey, entry: &NatEntry, from: Owner) -> bool {
     let other = entry.other_key(key.protocol);
-    // Its own, from before the table lost the other direction; or one that has been reset.
-    let is_free = |taken: NatEntry| {
-        (taken.destination, taken.source) == (key.source, key.destination) || taken.tcp.reset
-    };
-    if !flows.nat(&other).is_none_or(is_free) {
-        return false;
+    if let Some(taken) = flows.nat(&other) {
+        // Its own may be left from before the table lost the other direction.
+        let is_own = (taken.destination, taken.source) == (key.source, key.destination);
+        let earlier = taken.other_key(key.protocol);
+        if !is_own && (from == Owner::Nobody || !has_ended(&taken, flows.nat(&earlier))) {
+            return false;
+        }
+        if !is_own {
+            flows.remove_nat(&earlier);
+        }
     }
     let back = NatEntry {
         source: key.destination,
@@ -292,4 +305,12 @@ fn claim(flows: &mut impl FlowTable, key: &NatKey, entry: &NatEntry) -> bool {
         ..*entry
     };
     flows.put_nat(other, back).is_ok()
+}
+
+/// Whether no data can follow on a connection: what its replies say, and its requests, if their entry is left.
+fn has_ended(back: &NatEntry, there: Option<NatEntry>) -> bool {
+    let opener_finished = there.is_none_or(|there| there.tcp.opener_finished);
+    back.tcp.reset
+        || there.is_some_and(|there| there.tcp.reset)
+        || (back.tcp.responder_finished && opener_finished)
 }

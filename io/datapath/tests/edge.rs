@@ -414,3 +414,56 @@ fn clients_outside_a_services_ranges_are_not_heard() {
     limit(&mut fabric, &["172.30.0.0/24", "fd00:172:30::/64"]);
     check_all(&fabric.outside, 1 << 16);
 }
+
+/// The backend's own stack says so, in an ICMP error about the packet as it was translated.
+fn errors_come_back(routing: Routing) {
+    let mut fabric = Fabric::new(2, routing);
+    let near = fabric.nodes[0].add_pod(2);
+    let far = fabric.nodes[1].add_pod(3);
+    let inside = fabric.nodes[0].add_pod(4);
+    fabric.apply_all();
+    route_outside(&fabric);
+    let backends = [(near.v4, near.v6), (far.v4, far.v6), (node_v4(1), node_v6(1))];
+    for (v4, v6) in backends {
+        expose(&mut fabric, SNAT, &[(v4, 8080)], &[(v6, 8080)]);
+        fabric.apply_all();
+        for client in [&fabric.outside, &inside.namespace] {
+            for (to, port) in frontends() {
+                assert!(refuses_datagrams(client, to, port), "to {to}, backend {v4}");
+            }
+        }
+    }
+}
+
+#[test]
+fn errors_about_translated_datagrams_come_back_direct() {
+    errors_come_back(Routing::Direct);
+}
+
+#[test]
+fn errors_about_translated_datagrams_come_back_vxlan() {
+    errors_come_back(VXLAN);
+}
+
+#[test]
+fn short_connections_do_not_run_out_of_ports() {
+    let mut fabric = Fabric::new(2, Routing::Direct);
+    let pod = fabric.nodes[1].add_pod(2);
+    expose(&mut fabric, SNAT, &[(pod.v4, 8080)], &[(pod.v6, 8080)]);
+    fabric.apply_all();
+    route_outside(&fabric);
+    listen(&pod);
+    let ports = usize::from(weft_plan::FORWARDING_PORTS[1] - weft_plan::FORWARDING_PORTS[0]) + 1;
+    let target = SocketAddr::new(addr(LB_V4).to_ip(), LB_PORT);
+    fabric.outside.run(move || {
+        for number in 0..ports + 500 {
+            let mut stream = std::net::TcpStream::connect_timeout(&target, PATIENCE)
+                .unwrap_or_else(|error| panic!("connection {number}: {error}"));
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.write_all(b"x").unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the other side closes, too");
+        }
+    });
+}

@@ -72,7 +72,7 @@ fn varied(plan: &NodePlan, number: u32, frontend: Frontend, mut service: Service
         backends.push(Backend::at(beside[number as usize % beside.len()], Port(8080)));
     }
     let pods: Vec<Addr> = plan.endpoints.keys().copied().filter(|addr| addr.family() == family).collect();
-    if number % 2 == 0 && !pods.is_empty() {
+    if number.is_multiple_of(2) && !pods.is_empty() {
         backends.push(Backend::at(pods[number as usize % pods.len()], Port(80)));
     }
     backends.sort();
