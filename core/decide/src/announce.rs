@@ -446,8 +446,8 @@ impl Announcer {
     /// From when on this node may try to take the address.
     fn turn(&self, entry: &Entry, holder: &Option<NodeName>) -> Option<Instant> {
         let candidates = entry.wanted.as_ref()?;
-        let others = candidates.iter().filter(|node| Some(*node) != holder.as_ref());
-        let rank = others.into_iter().position(|node| *node == self.me)?;
+        let mut others = candidates.iter().filter(|node| Some(*node) != holder.as_ref());
+        let rank = others.position(|node| *node == self.me)?;
         let since = entry.since?;
         let free = match holder {
             None => since,
