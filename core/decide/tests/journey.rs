@@ -2,8 +2,8 @@
 
 use k8s_openapi::api::networking::v1 as networking;
 use weft_decide::{
-    Action, Arrival, Asker, Chance, Connect, Epoch, MemoryFlows, Moment, Outcome, Owner, Packet, TcpFlags,
-    Time, connect, from_net, from_pod, to_pod,
+    Action, Arrival, Asker, Chance, Connect, Epoch, MemoryFlows, Moment, Outcome, Owner, Packet, Refusal,
+    TcpFlags, Time, connect, from_net, from_pod, to_pod,
 };
 use weft_model::testing::frames::{FragmentPlace, Frame, FrameBody};
 use weft_model::testing::{Cluster, objects};
