@@ -3,6 +3,8 @@
 //!
 //! `bench [--rounds N] [--seconds S] [--only PATH,..] [--kinds KIND,..]`; needs root. Policy, tracking and events are on.
 
+#[path = "shared/sockets.rs"]
+mod sockets;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -10,15 +12,12 @@ mod workload {
     //! One sample of one kind between two namespaces.
 
     use std::io::{Read, Write};
-    use std::net::{SocketAddr, TcpListener, TcpStream};
-    use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+    use std::net::{SocketAddr, TcpListener};
+    use std::os::fd::AsFd;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::{Duration, Instant};
 
-    use nix::sched::{CpuSet, sched_setaffinity};
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, socket};
-    use nix::unistd::Pid;
-
+    use crate::sockets::{connect, pin, use_cubic};
     use crate::support::Namespace;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,39 +40,6 @@ mod workload {
                 Self::ConnectRequestResponse => "CRR",
             }
         }
-    }
-
-    fn pin(cpu: usize) {
-        let mut set = CpuSet::new();
-        set.set(cpu).expect("the CPU's number is small");
-        sched_setaffinity(Pid::from_raw(0), &set).expect("pinning a thread of one's own");
-    }
-
-    /// The default here may be another algorithm, which would measure itself. Before a socket connects: one that began with
-    /// BBR keeps its pacing for good.
-    fn use_cubic(socket: BorrowedFd<'_>) {
-        let name = b"cubic";
-        // SAFETY: the option's value is as long as said.
-        let result = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_CONGESTION,
-                name.as_ptr().cast(),
-                name.len() as u32,
-            )
-        };
-        assert_eq!(result, 0, "cubic: {}", std::io::Error::last_os_error());
-    }
-
-    fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
-        let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        use_cubic(socket.as_fd());
-        nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
-        let stream = TcpStream::from(socket);
-        stream.set_nodelay(true)?;
-        Ok(stream)
     }
 
     /// Bytes or transactions a second.

@@ -1,23 +1,29 @@
 //! What services cost: connections through a cluster IP beside the pod's own address, programming 10,000 services, and
-//! changing one of them; each beside nft and iptables in the layout that kube-proxy programs.
+//! changing one of them; each beside nft and iptables in the layout that kube-proxy programs. Node ports are in a file of their own.
 //!
-//! `bench_services [--rounds N] [--seconds S] [--only crr,program,change,event]`; needs root. Both ends of a connection share a CPU.
+//! `bench_services [--rounds N] [--seconds S] [--only crr,nodeport,program,change,event]`; needs root. Both ends of a connection
+//! share a CPU.
 
+#[path = "bench_services/node_port.rs"]
+mod node_port;
+#[path = "bench_services/requests.rs"]
+mod requests;
+#[path = "shared/sockets.rs"]
+mod sockets;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+use requests::{Asks, requests};
 use support::{Fabric, Namespace, Node, addr, cidr, node_v4};
 use weft_compile::Compiler;
 use weft_datapath::Report;
@@ -30,7 +36,6 @@ use weft_plan::{Backend, BackendList, EdgePlan, Frontend, ListId, ServiceId, Ser
 
 const MANY: u32 = 10_000;
 const PORT: u16 = 5201;
-const CPU: usize = 1;
 const BACKENDS_EACH: u32 = 2;
 
 struct Options {
@@ -50,7 +55,9 @@ fn options() -> Options {
                 options.time = Duration::from_secs_f64(value.parse().expect("--seconds takes a number"))
             }
             "--only" => options.only = value.split(',').map(str::to_owned).collect(),
-            other => panic!("{other}: unknown; use --rounds N, --seconds S, --only crr,program,change,event"),
+            other => panic!(
+                "{other}: unknown; use --rounds N, --seconds S, --only crr,nodeport,program,change,event"
+            ),
         }
     }
     options
@@ -95,49 +102,6 @@ fn apply_timed(node: &Node) -> (Report, Duration) {
     })
 }
 
-fn pin() {
-    let mut set = CpuSet::new();
-    set.set(CPU).expect("the CPU's number is small");
-    sched_setaffinity(Pid::from_raw(0), &set).expect("pinning a thread of one's own");
-}
-
-/// Connections a second: each asks one byte and gets one.
-fn connections(client: &Namespace, server: &Namespace, to: SocketAddr, time: Duration) -> f64 {
-    let listener = server.run(|| TcpListener::bind(("::", PORT)).expect("a free port"));
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            pin();
-            let mut byte = [0];
-            while let Ok((mut stream, _)) = listener.accept() {
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
-            }
-        });
-        let asking = scope.spawn(|| {
-            client.enter();
-            pin();
-            let (start, mut done, mut byte) = (Instant::now(), 0u32, [0]);
-            while start.elapsed() < time {
-                let mut stream = TcpStream::connect(to).expect("the server listens");
-                stream.set_nodelay(true).expect("a TCP socket");
-                stream
-                    .write_all(&byte)
-                    .and_then(|()| stream.read_exact(&mut byte))
-                    .expect("the server answers");
-                done += 1;
-            }
-            let rate = f64::from(done) / start.elapsed().as_secs_f64();
-            stop.store(true, Ordering::Relaxed);
-            drop(TcpStream::connect(to));
-            rate
-        });
-        asking.join().expect("the client does not panic")
-    })
-}
-
 /// Few TIME_WAIT sockets, so that ports do not run out; the same for every way.
 fn tune(namespace: &Namespace) {
     namespace.run(|| {
@@ -166,6 +130,15 @@ struct Way {
     _keep: Box<dyn std::any::Any>,
 }
 
+/// As the agent does.
+fn read_events(node: &Node, stop: &Arc<AtomicBool>) {
+    let reader = node.with(|datapath| datapath.events()).expect("events can be read");
+    let stop = Arc::clone(stop);
+    std::thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) && reader.poll(Duration::from_millis(50)).is_ok() {}
+    });
+}
+
 fn weft(count: u32, stop: &Arc<AtomicBool>) -> Way {
     let mut fabric = Fabric::new(1, Routing::Direct);
     let client = fabric.nodes[0].add_pod(2);
@@ -173,11 +146,7 @@ fn weft(count: u32, stop: &Arc<AtomicBool>) -> Way {
     let node = &mut fabric.nodes[0];
     add_services(node, count, server.v4);
     node.apply();
-    let reader = node.with(|datapath| datapath.events()).expect("events can be read");
-    let stop = Arc::clone(stop);
-    std::thread::spawn(move || {
-        while !stop.load(Ordering::Relaxed) && reader.poll(Duration::from_millis(50)).is_ok() {}
-    });
+    read_events(node, stop);
     Way {
         name: format!("weft {count}"),
         client: client.namespace.clone(),
@@ -334,7 +303,7 @@ fn ruled(rules: Rules, count: u32) -> Way {
 
 fn rate(way: &Way, to: Addr, time: Duration) -> f64 {
     enter_cgroup(way.cgroup.as_deref().unwrap_or(own_cgroup()));
-    let rate = connections(&way.client, &way.server, SocketAddr::new(to.to_ip(), PORT), time);
+    let rate = requests(Asks::New, &way.client, &way.server, SocketAddr::new(to.to_ip(), PORT), time);
     enter_cgroup(own_cgroup());
     rate
 }
@@ -537,5 +506,8 @@ fn main() {
     }
     if chosen("crr") {
         crr(&options);
+    }
+    if chosen("nodeport") {
+        node_port::run(&options);
     }
 }
