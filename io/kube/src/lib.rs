@@ -23,7 +23,7 @@ pub use client::{client_from_kubeconfig, client_in_cluster_or, list_once};
 pub use cluster::{Cluster, Link, View};
 pub use events::{EventRecorder, Subject};
 pub use leadership::{Leadership, lead};
-pub use nodes::{set_network_available, set_network_unavailable};
+pub use nodes::{NodeCondition, set_network_available, set_network_unavailable, set_node_condition};
 pub use pools::set_pool_status;
 pub use services::{ServiceWriter, WriteReport};
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use weft_compile::{Compiled, Compiler};
-use weft_datapath::Datapath;
+use weft_datapath::{Datapath, Report};
 use weft_kube::View;
 use weft_model::{Addr, LocalEndpoint, NodeName, PodKey, Snapshot};
 
@@ -41,6 +41,8 @@ pub struct Applied {
     pub error: Option<String>,
     pub count: u64,
     pub took: Duration,
+    /// What the newest plan found no room for, and how full the kernel's tables are.
+    pub report: Arc<Report>,
 }
 
 pub struct InForce {
@@ -158,10 +160,11 @@ impl Applier {
         });
         let took = started.elapsed();
         let error = match outcome {
-            Ok((Ok(_), in_force)) => {
-                let state = Some(Arc::new(in_force));
+            Ok((Ok(report), in_force)) => {
+                let (state, report) = (Some(Arc::new(in_force)), Arc::new(report));
                 self.applied.send_modify(|applied| {
-                    *applied = Applied { generation, state, error: None, count: applied.count + 1, took };
+                    let count = applied.count + 1;
+                    *applied = Applied { generation, state, error: None, count, took, report };
                 });
                 return false;
             }

@@ -7,6 +7,7 @@ mod flows;
 mod listeners;
 mod names;
 mod network;
+mod pressure;
 mod settings;
 mod socket;
 mod status;
@@ -65,6 +66,7 @@ pub async fn run(config: &Path) -> Result<()> {
     tokio::spawn(report_ready(agent.clone()));
     tokio::spawn(keep_house(agent.clone()));
     tokio::spawn(announce::run(agent.clone(), announce::held_before(&agent.config.state_dir)));
+    tokio::spawn(pressure::follow(agent.clone()));
     crate::fabrics::terminated().await;
     tracing::info!("agent stops; programs, links and maps stay as they are");
     Ok(())

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixListener;
 use weft_observe::{Filter, Item};
 
-use super::{Agent, status};
+use super::{Agent, pressure, status};
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -50,7 +50,8 @@ async fn answer(agent: Arc<Agent>, request: Request<Incoming>) -> Response<Body>
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/status") => json(status::status(&agent).await),
         (&Method::GET, "/metrics") => {
-            text(agent.flows.metrics.lock().unwrap_or_else(PoisonError::into_inner).render())
+            let flows = agent.flows.metrics.lock().unwrap_or_else(PoisonError::into_inner).render();
+            text(flows + &pressure::metrics(&agent.applier.subscribe().borrow().report))
         }
         (&Method::GET, "/flows") => flows(&agent, request.uri().query().unwrap_or_default()),
         (&Method::GET, "/plan") => match &agent.applier.subscribe().borrow().state {

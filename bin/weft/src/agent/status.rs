@@ -26,6 +26,10 @@ pub struct AgentStatus {
     pub apply_error: Option<String>,
     /// Entries in the kernel's tables, counted there.
     pub kernel: BTreeMap<String, usize>,
+    /// How full each table is that the agent fills: entries, and how many it takes.
+    pub tables: BTreeMap<String, (usize, usize)>,
+    /// What is not served because a table is full.
+    pub refused: Vec<String>,
     /// Where the kernel differs from the plan in force; empty when they agree.
     pub differences: Vec<String>,
     /// Packets by reason.
@@ -72,6 +76,13 @@ pub async fn status(agent: &Agent) -> AgentStatus {
         apply_millis: applied.took.as_millis() as u64,
         apply_error: applied.error.clone(),
         kernel: kernel.counts,
+        tables: applied
+            .report
+            .usage
+            .iter()
+            .map(|(table, usage)| ((*table).to_owned(), (usage.used, usage.capacity)))
+            .collect(),
+        refused: applied.report.refused.iter().map(ToString::to_string).collect(),
         differences: kernel.differences,
         packets: kernel.packets,
         events_lost: kernel.events_lost,

@@ -149,6 +149,15 @@ fn print_trouble(node: &str, status: &AgentStatus) {
     if let Some(error) = &status.apply_error {
         println!("{node}: {} the newest plan is not in force: {error}", mark(false));
     }
+    for refused in &status.refused {
+        println!("{node}: {} {refused}", mark(false));
+    }
+    for (table, (used, capacity)) in &status.tables {
+        let usage = weft_datapath::Usage { used: *used, capacity: *capacity };
+        if usage.is_high() {
+            println!("{node}: {} kernel table {table} is filling up: {usage}", mark(false));
+        }
+    }
     for difference in &status.differences {
         println!("{node}: {} {difference}", mark(false));
     }
