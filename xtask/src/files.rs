@@ -54,6 +54,10 @@ pub fn sources(folder: &Path) -> Result<Vec<Source>> {
 }
 
 impl Source {
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     #[cfg(test)]
     pub fn new(path: &str, text: &str) -> Self {
         Self { path: path.into(), text: text.to_owned() }

@@ -5,6 +5,7 @@ mod dependencies;
 mod files;
 mod layers;
 mod purity;
+mod services;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ const CHECKS: &[Check] = &[
     ("files", files::check),
     ("dependencies", dependencies::check),
     ("abi", abi::check),
+    ("services", services::check),
 ];
 
 fn main() -> ExitCode {
@@ -34,7 +36,11 @@ fn main() -> ExitCode {
 
 fn run(args: Vec<String>) -> Result<ExitCode> {
     let names: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
-    let usage = || format!("usage: cargo run -p xtask -- check [{}]", names.join("|"));
+    let usage = || format!("usage: cargo run -p xtask -- check [{}] | write-services-table", names.join("|"));
+    if args == ["write-services-table"] {
+        services::write(&root()?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let chosen = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["check"] => names.clone(),
         ["check", name] if names.contains(&name) => vec![name],

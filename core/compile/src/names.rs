@@ -371,6 +371,16 @@ mod tests {
         assert!(plan.names.contains_key("cluster.local") && !plan.names.contains_key("local"));
     }
 
+    /// Proves spec.externalName: An alias in the cluster's names; nothing is balanced.
+    #[test]
+    fn an_external_name_is_an_alias() {
+        let kind = ServiceKind::ExternalName("DB.example.com.".to_owned());
+        let plan = compile(&snapshot(vec![service("db", kind, &[], &[])], vec![]));
+        let records = &plan.names["db.shop.svc.cluster.local"];
+        assert_eq!(records.cname.as_deref(), Some("db.example.com"));
+        assert!(records.a.is_empty() && records.srv.is_empty());
+    }
+
     #[test]
     fn address_labels_are_labels() {
         for (text, expected) in

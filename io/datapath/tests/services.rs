@@ -364,6 +364,7 @@ fn a_hash_chooses_what_the_definition_chooses() {
     assert_eq!(seen.len(), servers.len());
 }
 
+/// Proves spec.sessionAffinity: ClientIP sends a client to its last backend while that is a member and the timeout is not over.
 #[test]
 fn session_affinity_holds_while_it_is_young_and_its_backend_a_member() {
     let mut fabric = Fabric::new(1, Routing::Direct);

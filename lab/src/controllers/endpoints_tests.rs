@@ -71,6 +71,7 @@ fn of<'a>(slices: &'a [Arc<EndpointSlice>], family: &str) -> Vec<&'a EndpointSli
     slices.iter().map(AsRef::as_ref).filter(|slice| slice.address_type == family).collect()
 }
 
+/// Proves spec.selector: Pods it selects become endpoints, one set of slices for each family.
 #[test]
 fn one_slice_per_family_with_everything_consumers_read() {
     let slices = settled(&service(json!({})), &[backend("a", 1, json!({}))]);
@@ -92,6 +93,7 @@ fn one_slice_per_family_with_everything_consumers_read() {
     assert_eq!(of(&slices, "IPv6")[0].endpoints[0].addresses, ["fd00::1"]);
 }
 
+/// Proves spec.publishNotReadyAddresses: Endpoints count as ready whether or not their pods are.
 #[test]
 fn conditions_tell_ready_serving_and_terminating_apart() {
     let going = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
@@ -119,6 +121,7 @@ fn conditions_tell_ready_serving_and_terminating_apart() {
     }
 }
 
+/// Proves spec.ports.targetPort: A number, or a name that pods may give different numbers.
 #[test]
 fn pods_whose_named_port_differs_are_in_slices_of_their_own() {
     let other =
@@ -156,6 +159,7 @@ fn headless_services_say_so_and_name_their_hosts() {
     assert_eq!(hosts, [None, Some("db-0")]);
 }
 
+/// Proves spec.trafficDistribution: Becomes hints on ready endpoints.
 #[test]
 fn traffic_distribution_becomes_hints_on_ready_endpoints() {
     let unready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});

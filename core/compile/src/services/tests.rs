@@ -75,6 +75,12 @@ fn nodes(list: &weft_plan::BackendList) -> Vec<u8> {
     list.backends.iter().map(|backend| backend.addr.octets()[14]).collect()
 }
 
+/// Proves spec.clusterIP: The address clients in the cluster use, on every node.
+/// Proves spec.externalIPs: Served like a balancer's address; never another service's cluster IP.
+/// Proves spec.ports.port: The port of cluster IP, external and balancer addresses.
+/// Proves spec.ports.nodePort: The port on every address of every node.
+/// Proves status.loadBalancer.ingress.ip: Served on every node, for clients in the cluster and from outside.
+/// Proves status.loadBalancer.ingress.ipMode: VIP addresses are served; Proxy addresses are left to the machine that has them.
 #[test]
 fn every_exposure_has_its_frontends() {
     let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "externalIPs": ["192.0.2.1"], "ports": [{"port": 80, "nodePort": 30080}]});
@@ -90,6 +96,8 @@ fn every_exposure_has_its_frontends() {
     assert_eq!(node_port.edge.as_ref().unwrap().list, node_port.list);
 }
 
+/// Proves spec.internalTrafficPolicy: Local keeps cluster IP traffic on its node.
+/// Proves spec.externalTrafficPolicy: Local keeps traffic from outside on the node it came to, with the client's address.
 #[test]
 fn a_local_policy_keeps_to_this_nodes_endpoints_for_those_it_concerns() {
     let both = json!({"type": "NodePort", "clusterIP": "10.96.0.7", "internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local", "ports": [{"port": 80, "nodePort": 30080}]});
@@ -121,6 +129,7 @@ fn terminating_endpoints_serve_when_nothing_else_is_left() {
     assert_eq!(lists(&[endpoint(1, json!({"ready": false}))], "node1"), (vec![], vec![]));
 }
 
+/// Proves spec.trafficDistribution: Hints lead to endpoints of the same node, then zone, then to all.
 #[test]
 fn hints_lead_to_the_node_then_to_the_zone_and_to_all_when_one_lacks_them() {
     let hinted = |number: u8, hints: Value| {
@@ -149,6 +158,7 @@ fn hints_lead_to_the_node_then_to_the_zone_and_to_all_when_one_lacks_them() {
     }
 }
 
+/// Proves spec.loadBalancerSourceRanges: Only these clients reach the balancer's addresses, from pods too.
 #[test]
 fn source_ranges_are_for_the_balancers_addresses() {
     let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "loadBalancerSourceRanges": ["203.0.113.0/24"], "ports": [{"port": 80, "nodePort": 30080}]});
@@ -159,6 +169,7 @@ fn source_ranges_are_for_the_balancers_addresses() {
     assert!(frontend(&plan, "10.96.0.7:80/TCP").source_ranges.is_empty());
 }
 
+/// Proves spec.healthCheckNodePort: Answers how many ready endpoints the node has.
 #[test]
 fn health_checks_count_the_nodes_ready_endpoints_once() {
     let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000, "ports": [{"port": 80, "nodePort": 30080}]});
@@ -195,6 +206,7 @@ fn weights_come_from_pods_and_slices() {
     assert_eq!(weights, [3, 7]);
 }
 
+/// Proves spec.ports.protocol: TCP and UDP; SCTP is said not to be served.
 #[test]
 fn what_cannot_be_served_is_said_and_takes_nothing_away() {
     let spec = json!({"type": "ClusterIP", "clusterIP": "10.96.0.7", "externalIPs": ["10.96.0.8", "2001:db8::1"], "ports": [{"port": 80}, {"name": "s", "protocol": "SCTP", "port": 90}]});

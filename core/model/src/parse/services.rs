@@ -362,6 +362,7 @@ mod tests {
         (value.unwrap(), findings.into_iter().map(|finding| finding.field).collect())
     }
 
+    /// Proves spec.sessionAffinityConfig.clientIP.timeoutSeconds: How long after its last connection a client keeps its backend.
     #[test]
     fn every_field_that_steers_traffic_is_kept() {
         let (service, fields) = parsed(serde_json::json!({

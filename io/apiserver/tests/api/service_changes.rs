@@ -20,6 +20,7 @@ fn absent(spec: &Value, fields: &[&str]) {
 }
 
 /// Every type becomes every other one: what only the old type had is gone, what the new one needs is there.
+/// Proves spec.type: Every type, and every change from one to another; what the new type does not have is given back.
 #[tokio::test]
 async fn every_type_becomes_every_other() {
     let fixture = Fixture::start().await;
@@ -83,6 +84,9 @@ async fn a_load_balancer_leaves_nothing_behind() {
     }
 }
 
+/// Proves spec.ipFamilies: One or both, in the order asked for; the first cannot change.
+/// Proves spec.ipFamilyPolicy: SingleStack, PreferDualStack and RequireDualStack, with the second address allocated and given back.
+/// Proves spec.clusterIPs: Allocated, or taken as requested; the first stays for the service's life.
 #[tokio::test]
 async fn families_come_and_go_and_the_first_stays() {
     let fixture = Fixture::start().await;
@@ -142,6 +146,7 @@ async fn a_cluster_that_lost_a_family_leaves_services_that_prefer_two_alone() {
     assert_eq!((&after["clusterIPs"], &after["ipFamilies"]), (&before["clusterIPs"], &before["ipFamilies"]));
 }
 
+/// Proves spec.ports.name: Ports keep their node port by their name.
 #[tokio::test]
 async fn node_ports_follow_their_names() {
     let fixture = Fixture::start().await;
@@ -200,6 +205,7 @@ async fn given_node_ports_leave_the_lowest_to_those_who_ask() {
     assert!(outside.contains("The range of valid ports is 31000-31039"), "{outside}");
 }
 
+/// Proves spec.allocateLoadBalancerNodePorts: With false, a balancer's ports get no node ports unless they ask for one.
 #[tokio::test]
 async fn load_balancers_may_do_without_node_ports() {
     let fixture = Fixture::start().await;
@@ -217,6 +223,7 @@ async fn load_balancers_may_do_without_node_ports() {
     absent(&released["ports"][0], &["nodePort"]);
 }
 
+/// Proves spec.healthCheckNodePort: Allocated, or taken as requested, for balancers whose external policy is Local.
 #[tokio::test]
 async fn health_check_ports_come_with_local_load_balancers_only() {
     let fixture = Fixture::start().await;
@@ -238,6 +245,7 @@ async fn health_check_ports_come_with_local_load_balancers_only() {
     assert_eq!(create(&admin, "asked", asked).await["healthCheckNodePort"], 30_777);
 }
 
+/// Proves spec.loadBalancerClass: Set once; only for balancers.
 #[tokio::test]
 async fn a_load_balancers_class_stays() {
     let fixture = Fixture::start().await;
@@ -261,6 +269,7 @@ async fn a_load_balancers_class_stays() {
     assert_eq!(chosen["loadBalancerClass"], "a.example/x");
 }
 
+/// Proves spec.ports.appProtocol: Kept and handed on in EndpointSlices; TCP and UDP are balanced the same whatever it says.
 #[tokio::test]
 async fn what_is_left_open_is_filled_in() {
     let fixture = Fixture::start().await;
@@ -288,6 +297,8 @@ async fn what_is_left_open_is_filled_in() {
     );
 }
 
+/// Proves status.loadBalancer.ingress.hostname: Kept as reported; a balancer known by name is reached by its name, not served here.
+/// Proves status.loadBalancer.ingress.ports.port, status.loadBalancer.ingress.ports.protocol, status.loadBalancer.ingress.ports.error: Kept as a balancer outside reports them; Weft's own addresses serve every port and report none.
 #[tokio::test]
 async fn balancers_report_addresses_and_others_may_not() {
     let fixture = Fixture::start().await;
