@@ -269,10 +269,13 @@ __noinline int find_connection(struct __sk_buff *skb, struct packet *packet, __u
         return WEFT_REASON_SOURCE_RANGE;
     if (entry && has_backend(service, entry, scope))
         return keep_connection(packet, entry, draft);
+    int reason = choose_backend(packet, service, scope);
+    if (!reason)
+        /* The answers of the backend before may still be on their way: their direction stays until it has been silent. */
+        return open_connection(skb, packet, service, scope);
     if (entry)
         forget(&draft->key, entry, &draft->other);
-    int reason = choose_backend(packet, service, scope);
-    return reason ? reason : open_connection(skb, packet, service, scope);
+    return reason;
 }
 
 /* What is refused out loud. */

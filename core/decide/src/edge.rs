@@ -72,8 +72,12 @@ pub(crate) fn find_connection(
     if let Some(entry) = entry.filter(|entry| has(list, entry.destination)) {
         return keep(flows, at, key, entry, body);
     }
-    forget(flows, &key, entry);
-    match choose(flows, at, service, packet, body, scope) {
+    let chosen = choose(flows, at, service, packet, body, scope);
+    if chosen.is_none() {
+        forget(flows, &key, entry);
+    }
+    match chosen {
+        // The answers of the backend before may still be on their way: their direction stays until it has been silent.
         Some(backend) => open(plan, flows, at, service, key, backend, body, scope),
         None if list.elsewhere => Connection::Refused(Reason::NoLocalBackends),
         None => Connection::Refused(Reason::NoReadyBackends),

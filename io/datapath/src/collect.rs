@@ -79,9 +79,10 @@ impl Datapath {
     }
 }
 
-/// Both directions live and end together.
+/// Both directions live and end together, unless a datagram's connection has moved on to another backend meanwhile.
 fn is_over(entries: &HashMap<NatKey, NatValue>, key: &NatKey, entry: &NatValue, now: u64) -> bool {
     let other = entries.get(&entry.other_key(key.protocol));
+    let other = other.filter(|other| other.other_key(key.protocol) == *key);
     let last_seen = entry.last_seen.max(other.map(|other| other.last_seen).unwrap_or_default());
     let tcp = TcpProgress(entry.tcp | other.map(|other| other.tcp).unwrap_or_default());
     u128::from(now.saturating_sub(last_seen)) > lifetime(Protocol(key.protocol), tcp).as_nanos()
