@@ -90,6 +90,7 @@ mod tests {
         Finding { severity, object: object.to_owned(), field: field.to_owned(), message: message.to_owned() }
     }
 
+    /// Proves status.conditions: weft.dev/AddressAssigned, weft.dev/Announced and weft.dev/Served say what holds and what cannot be honoured, and why.
     #[test]
     fn errors_about_services_become_one_condition_each_and_warnings_none() {
         let findings = [

@@ -234,6 +234,7 @@ fn overlaps_belong_to_the_first_by_name_and_nobody_gives_the_clusters_own() {
     );
 }
 
+/// Proves spec.loadBalancerClass: weft.dev/l2 and none are given addresses; other classes are left to others.
 #[test]
 fn services_of_others_are_left_alone() {
     let pools = vec![pool("edge", &[("192.0.2.10", "192.0.2.19")])];

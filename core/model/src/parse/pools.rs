@@ -283,6 +283,7 @@ mod tests {
         assert_eq!((pool.announcement, findings.len()), (Announcement::None, 2));
     }
 
+    /// Proves spec.loadBalancerIP: A request for that address, as the annotation weft.dev/addresses is.
     #[test]
     fn a_services_wishes_are_read() {
         let read = |annotations: Value, kind: ServiceKind| {
