@@ -113,12 +113,21 @@ impl Datapath {
     pub fn apply(&self, plan: &NodePlan) -> Result<Report, ApplyError> {
         let mut memory = self.memory();
         let mut report = Report::default();
+        self.withdraw(plan)?;
         let node = self.apply_node(&mut memory, plan, &mut report);
         let services = self.apply_services(&mut memory, plan, &mut report);
         node.and(services)?;
         report.epoch = self.epoch()?;
         self.finish(&mut memory, plan)?;
         Ok(report)
+    }
+
+    /// An address that another node may be announcing already is given up whatever else fails.
+    fn withdraw(&self, plan: &NodePlan) -> Result<(), ApplyError> {
+        let held = self.maps().announced.read()?;
+        let gone: Vec<AddrKey> =
+            held.into_keys().filter(|addr| !plan.announced.contains(&(*addr).into())).collect();
+        self.maps().announced.remove(&gone, &AddrKey::describe)
     }
 
     fn apply_node(
