@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn every_fact_is_asked() {
         let text = assertions();
-        assert!(text.contains("sizeof(struct weft_flow) == 112"));
+        assert!(text.contains("sizeof(struct weft_flow) == 120"));
         assert!(text.contains("WEFT_REASON_LINK_LOCAL == 47"));
     }
 }

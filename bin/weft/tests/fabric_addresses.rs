@@ -30,22 +30,16 @@ const V4: &str = "172.30.0.200";
 const V6: &str = "fd00:172:30::200";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn kubectl(fabric: &Fabric, args: &[&str]) -> String {
-    let config = fabric.root().join("kubeconfig");
-    let output = Command::new("kubectl").env("KUBECONFIG", config).args(args).output().expect("kubectl runs");
-    text(&output.stdout)
-}
+const SERVICE: &str = "/api/v1/namespaces/default/services/web";
 
 fn service(fabric: &Fabric) -> Value {
-    serde_json::from_str(&kubectl(fabric, &["get", "service", "web", "-o", "json"])).unwrap_or_default()
+    fabric.get(SERVICE)
 }
 
 fn leases(fabric: &Fabric) -> BTreeMap<String, Value> {
-    let text = kubectl(
-        fabric,
-        &["get", "leases", "-n", "weft-system", "-l", "weft.dev/lease=address", "-o", "json"],
+    let list = fabric.get(
+        "/apis/coordination.k8s.io/v1/namespaces/weft-system/leases?labelSelector=weft.dev%2Flease%3Daddress",
     );
-    let list: Value = serde_json::from_str(&text).unwrap_or_default();
     let items = list["items"].as_array().cloned().unwrap_or_default();
     items
         .into_iter()
@@ -138,7 +132,7 @@ fn an_address_is_given_announced_taken_over_and_withdrawn() {
     assert_eq!(holder(&fabric, V4), Some(next));
 
     // What nobody wants leaves nothing.
-    kubectl(&fabric, &["delete", "service", "web"]);
+    fabric.delete(SERVICE);
     assert!(wait_until(PATIENCE, || leases(&fabric).is_empty()), "{:?}{}", leases(&fabric), fabric.logs());
     let silent = || resolved(&fabric, V4).is_none() && resolved(&fabric, V6).is_none();
     assert!(wait_until(PATIENCE, silent));

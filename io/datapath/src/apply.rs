@@ -113,7 +113,7 @@ impl Datapath {
     pub fn apply(&self, plan: &NodePlan) -> Result<Report, ApplyError> {
         let mut memory = self.memory();
         let mut report = Report::default();
-        self.withdraw(plan)?;
+        self.withdraw(&mut memory, plan)?;
         let node = self.apply_node(&mut memory, plan, &mut report);
         let services = self.apply_services(&mut memory, plan, &mut report);
         node.and(services)?;
@@ -123,10 +123,15 @@ impl Datapath {
     }
 
     /// An address that another node may be announcing already is given up whatever else fails.
-    fn withdraw(&self, plan: &NodePlan) -> Result<(), ApplyError> {
+    fn withdraw(&self, memory: &mut Memory, plan: &NodePlan) -> Result<(), ApplyError> {
         let held = self.maps().announced.read()?;
         let gone: Vec<AddrKey> =
             held.into_keys().filter(|addr| !plan.announced.contains(&(*addr).into())).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        // Should what follows fail, the next plan starts from what the kernel then holds.
+        memory.node = None;
         self.maps().announced.remove(&gone, &AddrKey::describe)
     }
 

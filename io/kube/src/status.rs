@@ -73,12 +73,14 @@ pub fn service_change(current: &Service, wanted: &ServiceStatus, now: Timestamp)
         changes.insert("conditions".to_owned(), json!(said));
     }
     let ingress = status.load_balancer.and_then(|balancer| balancer.ingress).unwrap_or_default();
-    let given_by_us = conditions.iter().any(|condition| condition.type_ == ADDRESS_ASSIGNED);
-    // A balancer known by its name is another implementation's.
-    let of_others = !given_by_us && ingress.iter().any(|entry| entry.hostname.is_some());
+    let said = conditions.iter().find(|condition| condition.type_ == ADDRESS_ASSIGNED);
+    // A balancer known by its name is another implementation's, and so is an address that came after we had none to give.
+    let named = ingress.iter().any(|entry| entry.hostname.is_some());
+    let gave = said.is_some_and(|condition| condition.status == "True");
     let give = match &wanted.addresses {
-        Some(addresses) if !of_others => Some(addresses.as_slice()),
-        None if given_by_us => Some(&[][..]),
+        _ if named => None,
+        Some(addresses) if gave || !addresses.is_empty() => Some(addresses.as_slice()),
+        None if said.is_some() => Some(&[][..]),
         _ => None,
     };
     if let Some(addresses) = give {

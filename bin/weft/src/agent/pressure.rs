@@ -32,9 +32,7 @@ pub async fn follow(agent: Arc<Agent>) {
         tell_refused(&events, &now, &mut known);
         let wanted = condition(&now.report);
         let mut pause = Duration::MAX;
-        // A node that never had trouble need not say that it has none.
-        let silent = said.is_none() && wanted.status == "False";
-        if !silent && said.as_ref() != Some(&wanted) {
+        if now.state.is_some() && said.as_ref() != Some(&wanted) {
             match weft_kube::set_node_condition(&client, agent.node.as_str(), &wanted).await {
                 Ok(()) => said = Some(wanted),
                 Err(error) => {
@@ -67,16 +65,18 @@ fn condition(report: &Report) -> NodeCondition {
         .usage
         .iter()
         .filter(|(_, usage)| usage.is_high())
-        .map(|(table, usage)| format!("table {table} holds {usage}"))
+        .map(|(table, _)| (*table).to_owned())
         .collect();
+    let full = full.join(", ");
+    // No counts: each change of one would be a write to the Node; they are in the metrics.
     let (status, reason, message) = match (report.refused.len(), full.is_empty()) {
         (0, true) => {
             ("False", "TablesHaveRoom", format!("every kernel table is under {} %", Usage::HIGH_PERCENT))
         }
-        (0, false) => ("True", "TablesFillUp", full.join("; ")),
-        (count, _) => {
+        (0, false) => ("True", "TablesFillUp", format!("{} % or more in use: {full}", Usage::HIGH_PERCENT)),
+        (_, _) => {
             let first = report.refused.first().map(Refused::to_string).unwrap_or_default();
-            ("True", "TablesAreFull", format!("{count} frontends found no room; {first}"))
+            ("True", "TablesAreFull", format!("frontends found no room, this one first: {first}"))
         }
     };
     NodeCondition { kind: CONDITION, status, reason, message }
@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(condition(&report(79)).status, "False");
         let high = condition(&report(80));
         assert_eq!((high.status, high.reason), ("True", "TablesFillUp"));
-        assert_eq!(high.message, "table services holds 80 of 100 (80 %)");
+        assert_eq!(high.message, "80 % or more in use: services");
         assert!(metrics(&report(80)).contains("weft_table_entries{table=\"services\"} 80\n"));
     }
 }

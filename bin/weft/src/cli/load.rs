@@ -26,9 +26,9 @@ pub struct Args {
     #[arg(required = true)]
     address: Vec<SocketAddr>,
     /// Requests per second
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
     /// Connections kept open for each address; 0 opens one for each request
     #[arg(long, default_value_t = 0)]

@@ -102,6 +102,10 @@ impl Fabric {
         self.ask("PATCH", path, Some(patch))
     }
 
+    pub fn delete(&self, path: &str) -> Value {
+        self.ask("DELETE", path, None)
+    }
+
     fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
         let kubeconfig = self.root().join("kubeconfig");
         let body = body.map(|body| serde_json::to_vec(body).unwrap()).unwrap_or_default();

@@ -36,6 +36,8 @@ impl Writer {
                 Ok(None) => (Outcome::Refused, None),
                 Err(error) => {
                     tracing::warn!(%addr, "{error}");
+                    // A server that refuses at once is asked again no faster than one that is slow.
+                    tokio::time::sleep(RETRY).await;
                     (Outcome::Failed, None)
                 }
             };
