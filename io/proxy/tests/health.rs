@@ -12,16 +12,17 @@ use weft_proxy::{Config, ProxyPlan, run};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn exchange(mut stream: impl Read + Write, request: &str) -> String {
-    stream.write_all(request.as_bytes()).unwrap();
+fn exchange(mut stream: impl Read + Write, request: &str) -> std::io::Result<String> {
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
+/// `None`: nobody listens, or stopped to while the connection waited, which the kernel resets.
 fn get(address: SocketAddr) -> Option<String> {
     let stream = TcpStream::connect(address).ok()?;
-    Some(exchange(stream, "GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"))
+    exchange(stream, "GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()
 }
 
 fn control(socket: &Path, method: &str, path: &str, body: &str) -> String {
@@ -29,7 +30,7 @@ fn control(socket: &Path, method: &str, path: &str, body: &str) -> String {
         "{method} {path} HTTP/1.1\r\nHost: weft\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
-    exchange(UnixStream::connect(socket).unwrap(), &request)
+    exchange(UnixStream::connect(socket).unwrap(), &request).unwrap()
 }
 
 fn until<T>(mut condition: impl FnMut() -> Option<T>) -> T {
