@@ -1,5 +1,6 @@
 //! What one DNS question gets from the cluster's own names, and why. Wire format, forwarding and caching live in io/dns.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -105,8 +106,46 @@ pub enum NameCause {
     NotInSchema,
 }
 
+/// Where names are looked up: a plan, or a more compact form of one. Names are in lower case without a trailing dot.
+pub trait Names {
+    fn domain(&self) -> &str;
+    fn records(&self, name: &str) -> Option<Cow<'_, NameRecords>>;
+    fn exists(&self, name: &str) -> bool;
+    /// What a reverse name points to.
+    fn pointers(&self, name: &str) -> Option<Vec<String>>;
+    fn absence(&self, name: &str) -> Option<Absence>;
+    /// Whether the address is the cluster's own: a pointer that is missing here is missing everywhere.
+    fn is_own(&self, addr: Addr) -> bool;
+}
+
+impl Names for NamePlan {
+    fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    fn records(&self, name: &str) -> Option<Cow<'_, NameRecords>> {
+        self.names.get(name).map(Cow::Borrowed)
+    }
+
+    fn exists(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    fn pointers(&self, name: &str) -> Option<Vec<String>> {
+        self.pointers.get(name).map(|names| names.iter().cloned().collect())
+    }
+
+    fn absence(&self, name: &str) -> Option<Absence> {
+        self.absent.get(name).cloned()
+    }
+
+    fn is_own(&self, addr: Addr) -> bool {
+        self.reverse.iter().any(|cidr| cidr.contains(addr))
+    }
+}
+
 /// `name` in presentation form, any case, with or without the trailing dot.
-pub fn answer(plan: &NamePlan, name: &str, query: QueryType) -> NameDecision {
+pub fn answer(plan: &dyn Names, name: &str, query: QueryType) -> NameDecision {
     let mut name = name.trim_end_matches('.').to_ascii_lowercase();
     let mut chain = Vec::new();
     loop {
@@ -137,19 +176,19 @@ fn done(answer: NameAnswer, cause: NameCause) -> Step {
     Step::Done { answer, cause }
 }
 
-fn resolve(plan: &NamePlan, name: &str, query: QueryType, first: bool) -> Step {
-    let Some(relative) = below(name, &plan.domain) else {
+fn resolve(plan: &dyn Names, name: &str, query: QueryType, first: bool) -> Step {
+    let Some(relative) = below(name, plan.domain()) else {
         return outside(plan, name, query, first);
     };
     if relative.is_empty() {
         return apex(plan, name, query);
     }
-    if let Some(records) = plan.names.get(name) {
+    if let Some(records) = plan.records(name) {
         return match &records.cname {
             Some(target) if !matches!(query, QueryType::Cname | QueryType::Any) => {
                 Step::Alias(target.clone())
             }
-            _ => existing(name, relative, records, query),
+            _ => existing(name, relative, &records, query),
         };
     }
     if let Some(addr) = pod_address(plan, relative) {
@@ -174,10 +213,10 @@ fn below<'a>(name: &'a str, domain: &str) -> Option<&'a str> {
     if relative.is_empty() { Some(relative) } else { relative.strip_suffix('.') }
 }
 
-fn apex(plan: &NamePlan, name: &str, query: QueryType) -> Step {
+fn apex(plan: &dyn Names, name: &str, query: QueryType) -> Step {
     let data = match query {
         QueryType::Soa | QueryType::Any => NameData::Soa,
-        QueryType::Ns => NameData::Ns(format!("ns.dns.{}", plan.domain)),
+        QueryType::Ns => NameData::Ns(format!("ns.dns.{}", plan.domain())),
         _ => {
             let has = vec![QueryType::Soa, QueryType::Ns];
             let cause = NameCause::TypeMissing { name: name.to_owned(), query, has };
@@ -187,25 +226,25 @@ fn apex(plan: &NamePlan, name: &str, query: QueryType) -> Step {
     done(NameAnswer::Records(vec![NameRecord { name: name.to_owned(), data }]), NameCause::Zone)
 }
 
-fn outside(plan: &NamePlan, name: &str, query: QueryType, first: bool) -> Step {
+fn outside(plan: &dyn Names, name: &str, query: QueryType, first: bool) -> Step {
     if let Some(addr) = pointed_address(name) {
-        if let Some(names) = plan.pointers.get(name) {
+        if let Some(names) = plan.pointers(name) {
             if !matches!(query, QueryType::Ptr | QueryType::Any) {
                 let cause =
                     NameCause::TypeMissing { name: name.to_owned(), query, has: vec![QueryType::Ptr] };
                 return done(NameAnswer::NoData, cause);
             }
             let records = names
-                .iter()
-                .map(|target| NameRecord { name: name.to_owned(), data: NameData::Ptr(target.clone()) });
+                .into_iter()
+                .map(|target| NameRecord { name: name.to_owned(), data: NameData::Ptr(target) });
             return done(NameAnswer::Records(records.collect()), NameCause::Pointer(addr));
         }
-        if plan.reverse.iter().any(|cidr| cidr.contains(addr)) {
+        if plan.is_own(addr) {
             return done(NameAnswer::NxDomain, NameCause::AddressUnused(addr));
         }
     }
     let alias_of = (!first).then(|| name.to_owned());
-    let cause = NameCause::OutsideZone { domain: plan.domain.clone(), alias_of };
+    let cause = NameCause::OutsideZone { domain: plan.domain().to_owned(), alias_of };
     done(NameAnswer::NotOurs(name.to_owned()), cause)
 }
 
@@ -234,16 +273,16 @@ fn record_sets(records: &NameRecords) -> [(QueryType, Vec<NameData>); 5] {
     ]
 }
 
-fn additional(plan: &NamePlan, answer: &NameAnswer) -> Vec<NameRecord> {
+fn additional(plan: &dyn Names, answer: &NameAnswer) -> Vec<NameRecord> {
     let NameAnswer::Records(records) = answer else { return Vec::new() };
     let mut found: Vec<NameRecord> = Vec::new();
     for record in records {
         let NameData::Srv(srv) = &record.data else { continue };
-        let Some(target) = plan.names.get(&srv.target) else { continue };
+        let Some(target) = plan.records(&srv.target) else { continue };
         if found.iter().any(|known| known.name == srv.target) {
             continue;
         }
-        let [_, (_, a), (_, aaaa), _, _] = record_sets(target);
+        let [_, (_, a), (_, aaaa), _, _] = record_sets(&target);
         let addresses = a.into_iter().chain(aaaa);
         found.extend(addresses.map(|data| NameRecord { name: srv.target.clone(), data }));
     }
@@ -285,14 +324,13 @@ fn found(relative: &str) -> NameCause {
     }
 }
 
-fn missing(plan: &NamePlan, name: &str, relative: &str) -> NameCause {
+fn missing(plan: &dyn Names, name: &str, relative: &str) -> NameCause {
     if let Some(absence) = withheld(plan, name) {
-        return NameCause::Withheld(absence.clone());
+        return NameCause::Withheld(absence);
     }
-    let exists = |key: &ServiceKey| {
-        plan.names.contains_key(&format!("{}.{}.svc.{}", key.name, key.namespace, plan.domain))
-    };
-    let namespace_exists = |name: &str| plan.names.contains_key(&format!("{name}.svc.{}", plan.domain));
+    let exists =
+        |key: &ServiceKey| plan.exists(&format!("{}.{}.svc.{}", key.name, key.namespace, plan.domain()));
+    let namespace_exists = |name: &str| plan.exists(&format!("{name}.svc.{}", plan.domain()));
     let by_service = |key: ServiceKey, cause: &dyn Fn(ServiceKey) -> NameCause| {
         if !namespace_exists(key.namespace.as_str()) {
             NameCause::NamespaceMissing(key.namespace.to_string())
@@ -316,10 +354,10 @@ fn missing(plan: &NamePlan, name: &str, relative: &str) -> NameCause {
 }
 
 /// The nearest withheld name at or above this one.
-fn withheld<'a>(plan: &'a NamePlan, name: &str) -> Option<&'a Absence> {
+fn withheld(plan: &dyn Names, name: &str) -> Option<Absence> {
     let mut rest = name;
     loop {
-        if let Some(absence) = plan.absent.get(rest) {
+        if let Some(absence) = plan.absence(rest) {
             return Some(absence);
         }
         (_, rest) = rest.split_once('.')?;
@@ -327,10 +365,10 @@ fn withheld<'a>(plan: &'a NamePlan, name: &str) -> Option<&'a Absence> {
 }
 
 /// 2.6: `10-244-0-7.shop.pod` has the address it spells, in every namespace there is.
-fn pod_address(plan: &NamePlan, relative: &str) -> Option<Addr> {
+fn pod_address(plan: &dyn Names, relative: &str) -> Option<Addr> {
     let (address, rest) = relative.split_once('.')?;
     let namespace = rest.strip_suffix(".pod")?;
-    if namespace.contains('.') || !plan.names.contains_key(&format!("{namespace}.svc.{}", plan.domain)) {
+    if namespace.contains('.') || !plan.exists(&format!("{namespace}.svc.{}", plan.domain())) {
         return None;
     }
     let v4 = address.replace('-', ".").parse::<Ipv4Addr>().map(Addr::from);

@@ -123,7 +123,7 @@ impl<'c> Story<'c> {
         for full in searched.chain([name.trim_end_matches('.').to_owned()]) {
             let mut addresses = Vec::new();
             for query in [QueryType::A, QueryType::Aaaa] {
-                let decision = answer(&self.plan.names, &full, query);
+                let decision = answer(&*self.plan.names, &full, query);
                 if let NameAnswer::Records(records) = &decision.answer {
                     addresses.extend(records.iter().filter_map(|record| match record.data {
                         NameData::A(v4) => Some(Addr::from(v4)),
