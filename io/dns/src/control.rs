@@ -132,7 +132,7 @@ impl Control {
             })),
             "listen": self.listen,
             "upstreams": self.forwarder.status(),
-            "cacheEntries": self.forwarder.cache_entries(),
+            "cache": self.forwarder.cache_counts(),
             "counters": self.metrics.to_json(),
         })
     }
@@ -140,10 +140,12 @@ impl Control {
     fn prometheus(&self) -> String {
         let plan = self.plans.current();
         let names = plan.as_ref().map_or(0, |loaded| loaded.plan.names.len());
+        let cache = self.forwarder.cache_counts();
         self.metrics.to_prometheus(&[
             ("weft_dns_ready", "Whether a plan of names is in force.", u64::from(plan.is_some())),
             ("weft_dns_plan_names", "Names in the plan in force.", names as u64),
-            ("weft_dns_cache_entries", "Upstream answers kept.", self.forwarder.cache_entries() as u64),
+            ("weft_dns_cache_entries", "Upstream answers kept.", cache.entries),
+            ("weft_dns_cache_bytes", "What they take in memory.", cache.bytes),
         ])
     }
 }

@@ -1,39 +1,48 @@
-//! Asking upstream servers for names that are not the cluster's: bounded, shared by equal questions, checked
-//! against the question. What is kept of the answers lives in `cache`.
+//! Asking upstream servers for names that are not the cluster's: bounded, shared by equal questions. What of their
+//! answers is believed lives in `believe`, what is kept in `cache`.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, MessageType, ResponseCode};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::op::Message;
+use hickory_proto::rr::{Name, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::cache::{Cache, Key, Stored};
+use crate::believe::{self, Match};
+use crate::cache::{Cache, Counts, Limits};
+use crate::entry::{Accepted, Entry, Freshness, Hit, Key, WireKey};
 use crate::metrics::Metrics;
 use crate::reply::{Explanation, upstream_query};
 
 /// Resolvers in pods give up after 5 s: all attempts together must end before.
 const ALL_ATTEMPTS: Duration = Duration::from_millis(4500);
 const ONE_ATTEMPT: Duration = Duration::from_millis(1500);
+/// RFC 8767 5: a client is given what is past its time rather than let wait longer than this.
+const CLIENT_WAIT: Duration = Duration::from_millis(1800);
+/// For how long after a failure what is past its time is given out without asking again.
+const RECHECK: Duration = Duration::from_secs(10);
 const ROUNDS: usize = 2;
 /// After this many failures in a row a server is asked last for a while.
 const FAILURES_TO_REST: u32 = 2;
 const REST: Duration = Duration::from_secs(5);
-const LONGEST_CHAIN: usize = 16;
+const MOST_REFRESHES: usize = 256;
+const SWEEP: Duration = Duration::from_secs(60);
 
 pub struct Forwarder {
     upstreams: Vec<Upstream>,
     metrics: Arc<Metrics>,
-    cache: Mutex<Cache>,
+    cache: Cache,
     /// Questions under way, and who waits for each.
-    waiting: Mutex<HashMap<Key, Vec<oneshot::Sender<Arc<Stored>>>>>,
+    waiting: Mutex<HashMap<WireKey, Vec<oneshot::Sender<Hit>>>>,
+    /// Popular answers near the end of their time.
+    refresh: mpsc::Sender<WireKey>,
     started: Instant,
 }
 
@@ -53,24 +62,38 @@ pub struct UpstreamStatus {
 }
 
 impl Forwarder {
+    /// Needs a runtime around it: refreshing what is popular goes on beside.
     pub fn new(servers: Vec<SocketAddr>, metrics: Arc<Metrics>) -> Arc<Self> {
         let upstream =
             |address| Upstream { address, failures: AtomicU32::new(0), rests_until: AtomicU64::new(0) };
-        Arc::new(Self {
+        let (refresh, wanted) = mpsc::channel(MOST_REFRESHES);
+        let forwarder = Arc::new(Self {
             upstreams: servers.into_iter().map(upstream).collect(),
             metrics,
-            cache: Mutex::default(),
+            cache: Cache::new(Limits::default()),
             waiting: Mutex::default(),
+            refresh,
             started: Instant::now(),
-        })
+        });
+        tokio::spawn(keep_fresh(Arc::downgrade(&forwarder), wanted));
+        forwarder
     }
 
-    pub fn cached(&self, key: &Key) -> Option<Arc<Stored>> {
-        lock(&self.cache).get(key, Instant::now())
+    /// An answer that is there already, from the bytes of a question. Needs no runtime and waits for nobody.
+    pub fn lookup(&self, key: &WireKey, now: Instant) -> Option<Hit> {
+        let found = self.cache.get(key, now)?;
+        if found.wants_refresh && self.refresh.try_send(key.clone()).is_err() {
+            found.hit.entry.refresh_failed();
+        }
+        Some(found.hit)
     }
 
-    pub fn cache_entries(&self) -> usize {
-        lock(&self.cache).len()
+    pub fn cached(&self, key: &Key) -> Option<Hit> {
+        self.lookup(&key.wire(), now())
+    }
+
+    pub fn cache_counts(&self) -> Counts {
+        self.cache.counts()
     }
 
     pub fn status(&self) -> Vec<UpstreamStatus> {
@@ -84,24 +107,35 @@ impl Forwarder {
     }
 
     /// The answer to a question that is not in the cache; equal questions under way share one.
-    pub async fn resolve(self: &Arc<Self>, key: Key) -> Arc<Stored> {
+    pub async fn resolve(self: &Arc<Self>, key: Key) -> Hit {
+        let wire = key.wire();
+        let stale = self.cache.stale(&wire, now());
+        let answer = self.join(key, wire);
+        let Some(entry) = stale else { return answered(answer.await) };
+        match timeout(CLIENT_WAIT, answer).await {
+            Ok(answer) => answered(answer),
+            Err(_) => Hit { entry, freshness: Freshness::Stale },
+        }
+    }
+
+    /// Waits for a question, which is asked unless it is under way.
+    fn join(self: &Arc<Self>, key: Key, wire: WireKey) -> oneshot::Receiver<Hit> {
         let (send, receive) = oneshot::channel();
         let first = {
             let mut waiting = lock(&self.waiting);
-            let waiters = waiting.entry(key.clone()).or_default();
+            let waiters = waiting.entry(wire.clone()).or_default();
             waiters.push(send);
             waiters.len() == 1
         };
         if first {
-            let entry = InFlight { forwarder: self.clone(), key };
-            tokio::spawn(entry.run());
+            tokio::spawn(InFlight { forwarder: self.clone(), key, wire }.run());
         } else {
             self.metrics.upstream_shared.add();
         }
-        receive.await.unwrap_or_else(|_| Arc::new(failure("the name server is ending")))
+        receive
     }
 
-    async fn ask(&self, key: &Key) -> Stored {
+    async fn ask(&self, key: &Key) -> Accepted {
         if self.upstreams.is_empty() {
             return failure("this node has no upstream name servers");
         }
@@ -110,7 +144,7 @@ impl Forwarder {
             for _ in 0..ROUNDS {
                 for upstream in self.in_order() {
                     match self.attempt(upstream, key).await {
-                        Ok(stored) => return Some(stored),
+                        Ok(accepted) => return Some(accepted),
                         Err(problem) => last = Some(problem),
                     }
                 }
@@ -134,18 +168,18 @@ impl Forwarder {
         upstreams
     }
 
-    async fn attempt(&self, upstream: &Upstream, key: &Key) -> Result<Stored, String> {
+    async fn attempt(&self, upstream: &Upstream, key: &Key) -> Result<Accepted, String> {
         self.metrics.upstream_queries.add();
         let outcome = match timeout(ONE_ATTEMPT, self.exchange(upstream.address, key)).await {
-            Ok(Ok(message)) => usable(message, key),
+            Ok(Ok(message)) => believe::accept(message, key).map_err(|error| error.to_string()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("no answer in time".to_owned()),
         };
         match outcome {
-            Ok(stored) => {
+            Ok(accepted) => {
                 upstream.failures.store(0, Ordering::Relaxed);
                 upstream.rests_until.store(0, Ordering::Relaxed);
-                Ok(stored)
+                Ok(accepted)
             }
             Err(problem) => {
                 self.metrics.upstream_failures.add();
@@ -179,8 +213,8 @@ impl Forwarder {
         let mut buffer = [0; 4096];
         loop {
             let length = socket.recv(&mut buffer).await?;
-            match Message::from_vec(&buffer[..length]) {
-                Ok(reply) if answers(&reply, query) => return Ok(reply),
+            match believe::decode(&buffer[..length]) {
+                Some(reply) if believe::matches(&reply, query) != Match::No => return Ok(reply),
                 _ => self.metrics.upstream_mismatches.add(),
             }
         }
@@ -200,156 +234,96 @@ async fn over_tcp(server: SocketAddr, bytes: &[u8], query: &Message) -> io::Resu
     let length = stream.read_u16().await?;
     let mut reply = vec![0; usize::from(length)];
     stream.read_exact(&mut reply).await?;
-    let reply = Message::from_vec(&reply).map_err(io::Error::other)?;
-    if answers(&reply, query) { Ok(reply) } else { Err(io::Error::other("answered another question")) }
-}
-
-/// Whether a message is the response to exactly this query (RFC 5452 9.1).
-fn answers(reply: &Message, query: &Message) -> bool {
-    reply.metadata.id == query.metadata.id
-        && reply.metadata.message_type == MessageType::Response
-        && reply.metadata.op_code == query.metadata.op_code
-        && reply.queries.len() == 1
-        && reply.queries == query.queries
-}
-
-/// What of a response may be believed and kept: the records that lead from the question to its answer, and the
-/// SOA of a negative one. Everything else could be about somebody else's names.
-fn usable(message: Message, key: &Key) -> Result<Stored, String> {
-    let code = message.metadata.response_code;
-    if !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
-        return Err(format!("answered {code}"));
+    match believe::decode(&reply) {
+        Some(reply) if believe::matches(&reply, query) != Match::No => Ok(reply),
+        _ => Err(io::Error::other("answered another question")),
     }
-    let mut names = vec![key.name.clone()];
-    while names.len() <= LONGEST_CHAIN {
-        let last = names.last().expect("the question's name is there from the start");
-        let next = message.answers.iter().find_map(|record| match &record.data {
-            RData::CNAME(target) if record.name == *last && key.kind != RecordType::CNAME => {
-                Some(target.0.clone())
-            }
-            _ => None,
-        });
-        match next {
-            Some(next) if !names.contains(&next) => names.push(next),
-            _ => break,
-        }
-    }
-    let last = names.last().cloned().unwrap_or_else(Name::root);
-    let answers: Vec<Record> =
-        message.answers.into_iter().filter(|record| names.contains(&record.name)).collect();
-    let negative = !answers.iter().any(|record| record.name == last && record.record_type() == key.kind);
-    let about = |record: &Record| negative && record.name.zone_of(&last);
-    let authorities = message.authorities.into_iter().filter(about).filter(is_denial).collect();
-    Ok(Stored { code, answers, authorities, explanation: None, at: Instant::now() })
 }
 
-/// Records that prove or date a negative answer.
-fn is_denial(record: &Record) -> bool {
-    matches!(record.record_type(), RecordType::SOA | RecordType::NSEC | RecordType::NSEC3 | RecordType::RRSIG)
+fn failure(text: &str) -> Accepted {
+    Accepted::failure(Explanation::NO_REACHABLE_AUTHORITY, text)
 }
 
-fn failure(text: &str) -> Stored {
-    let explanation = Explanation { code: Explanation::NO_REACHABLE_AUTHORITY, text: text.to_owned() };
-    Stored {
-        code: ResponseCode::ServFail,
-        answers: Vec::new(),
-        authorities: Vec::new(),
-        explanation: Some(explanation),
-        at: Instant::now(),
-    }
+/// Also when whoever asked has come to an end.
+fn answered(answer: Result<Hit, oneshot::error::RecvError>) -> Hit {
+    answer.unwrap_or_else(|_| {
+        let key = Key { name: Name::root(), kind: RecordType::A, dnssec_ok: false, checking_disabled: false };
+        let lifetimes = Limits::default().lifetimes;
+        let entry = Entry::new(&key, failure("the name server is ending"), now(), &lifetimes);
+        Hit { entry: Arc::new(entry), freshness: Freshness::Fresh }
+    })
 }
 
 /// One question under way. However it ends, nobody is left waiting for it.
 struct InFlight {
     forwarder: Arc<Forwarder>,
     key: Key,
+    wire: WireKey,
 }
 
 impl InFlight {
     async fn run(self) {
-        let stored = Arc::new(self.forwarder.ask(&self.key).await);
-        lock(&self.forwarder.cache).put(self.key.clone(), stored.clone());
-        let waiters = lock(&self.forwarder.waiting).remove(&self.key).unwrap_or_default();
+        let accepted = self.forwarder.ask(&self.key).await;
+        let hit = self.keep(accepted);
+        let waiters = lock(&self.forwarder.waiting).remove(&self.wire).unwrap_or_default();
         for waiter in waiters {
-            let _ = waiter.send(stored.clone());
+            let _ = waiter.send(hit.clone());
         }
+    }
+
+    /// A failure does not take the place of an answer that may still serve.
+    fn keep(&self, accepted: Accepted) -> Hit {
+        let (cache, now) = (&self.forwarder.cache, now());
+        let entry = Arc::new(Entry::new(&self.key, accepted, now, &cache.limits().lifetimes));
+        if entry.is_failure()
+            && let Some(stale) = cache.stale(&self.wire, now)
+        {
+            let freshness = if stale.until().is_some_and(|until| now < until) {
+                Freshness::Fresh
+            } else {
+                Freshness::Stale
+            };
+            stale.refresh_failed();
+            stale.hold(now + RECHECK);
+            return Hit { entry: stale, freshness };
+        }
+        cache.put(&self.wire, entry.clone(), now);
+        Hit { entry, freshness: Freshness::Fresh }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            lock(&self.forwarder.waiting).remove(&self.key);
+            lock(&self.forwarder.waiting).remove(&self.wire);
         }
     }
+}
+
+/// Asks again for what is popular before its time is over, and drops what is long past it.
+async fn keep_fresh(forwarder: Weak<Forwarder>, mut wanted: mpsc::Receiver<WireKey>) {
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        let key = tokio::select! {
+            key = wanted.recv() => key,
+            _ = sweep.tick() => None,
+        };
+        let Some(forwarder) = forwarder.upgrade() else { return };
+        match key.and_then(|wire| Some((wire.key()?, wire))) {
+            Some((key, wire)) => {
+                forwarder.metrics.prefetched.add();
+                drop(forwarder.join(key, wire));
+            }
+            None => forwarder.cache.sweep(now()),
+        }
+    }
+}
+
+/// The runtime's clock, so that tests can hold it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use hickory_proto::op::Query;
-    use hickory_proto::rr::rdata::{A, CNAME};
-
-    use super::*;
-
-    fn name(text: &str) -> Name {
-        Name::from_ascii(text).unwrap()
-    }
-
-    fn key(text: &str) -> Key {
-        Key { name: name(text), kind: RecordType::A, dnssec_ok: false, checking_disabled: false }
-    }
-
-    fn address(owner: &str, last: u8) -> Record {
-        Record::from_rdata(name(owner), 60, RData::A(A(Ipv4Addr::new(192, 0, 2, last))))
-    }
-
-    fn alias(owner: &str, target: &str) -> Record {
-        Record::from_rdata(name(owner), 60, RData::CNAME(CNAME(name(target))))
-    }
-
-    #[test]
-    fn only_the_questions_own_records_are_believed() {
-        let mut message = Message::response(1, hickory_proto::op::OpCode::Query);
-        message.add_answers([
-            alias("www.example.", "host.example."),
-            address("host.example.", 1),
-            address("bank.test.", 66),
-        ]);
-        message.authorities = vec![address("ns.bank.test.", 66)];
-        message.additionals = vec![address("bank.test.", 66)];
-        let stored = usable(message, &key("www.example.")).unwrap();
-        let owners: Vec<_> = stored.answers.iter().map(|record| record.name.to_ascii()).collect();
-        assert_eq!(owners, ["www.example.", "host.example."]);
-        assert!(stored.authorities.is_empty());
-    }
-
-    #[test]
-    fn circles_of_aliases_end() {
-        let mut message = Message::response(1, hickory_proto::op::OpCode::Query);
-        message.add_answers([alias("a.example.", "b.example."), alias("b.example.", "a.example.")]);
-        assert_eq!(usable(message, &key("a.example.")).unwrap().answers.len(), 2);
-    }
-
-    #[test]
-    fn a_response_must_match_the_query_in_everything() {
-        let query = upstream_query(name("a.example."), RecordType::A, false, false);
-        let mut good = Message::response(query.metadata.id, query.metadata.op_code);
-        good.add_query(Query::query(name("A.EXAMPLE."), RecordType::A));
-        assert!(answers(&good, &query));
-        let mut wrong_id = good.clone();
-        wrong_id.metadata.id = wrong_id.metadata.id.wrapping_add(1);
-        let mut wrong_name = good.clone();
-        wrong_name.queries[0].set_name(name("b.example."));
-        let mut wrong_type = good.clone();
-        wrong_type.queries[0].set_query_type(RecordType::AAAA);
-        let mut echo = good;
-        echo.metadata.message_type = MessageType::Query;
-        for bad in [wrong_id, wrong_name, wrong_type, echo] {
-            assert!(!answers(&bad, &query), "{bad}");
-        }
-    }
 }

@@ -1,8 +1,12 @@
 //! The node's name server: sockets around core/decide's name answers, upstream forwarding and its cache.
 //! Which names exist is computed in core/compile; what a question gets is decided in core/decide.
 
+mod believe;
+#[allow(dead_code, reason = "limits follow the settings")]
 mod cache;
 mod control;
+#[allow(dead_code, reason = "the wire form is for the fast path")]
+mod entry;
 mod forward;
 mod metrics;
 mod plan;

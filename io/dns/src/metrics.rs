@@ -42,6 +42,7 @@ pub struct Metrics {
     pub upstream_failures: Counter,
     pub upstream_mismatches: Counter,
     pub upstream_tcp: Counter,
+    pub prefetched: Counter,
     pub plans: Counter,
     pub plans_refused: Counter,
 }
@@ -114,6 +115,7 @@ impl Metrics {
                     ("failed", &self.upstream_failures),
                     ("mismatched", &self.upstream_mismatches),
                     ("tcp", &self.upstream_tcp),
+                    ("prefetched", &self.prefetched),
                 ],
             ),
             family(

@@ -67,7 +67,9 @@ pub struct Explanation {
 }
 
 impl Explanation {
+    pub const STALE: u16 = 3;
     pub const NOT_READY: u16 = 14;
+    pub const STALE_NXDOMAIN: u16 = 19;
     pub const NOT_AUTHORITATIVE: u16 = 20;
     pub const NOT_SUPPORTED: u16 = 21;
     pub const NO_REACHABLE_AUTHORITY: u16 = 22;

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use weft_decide::names::{self, NameAnswer, NameData, NameRecord, QueryType};
 
-use crate::cache::Key;
+use crate::entry::Key;
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::plan::{Loaded, PlanHolder};
