@@ -119,6 +119,8 @@ __noinline int from_pod_service(struct __sk_buff *skb)
         return STAGE_OTHER;
     if (packet.is_icmp_error) {
         int translated = translate_error(skb, &packet, ERROR_ABOUT_REPLY);
+        if (translated == TRANSLATION_BROKEN)
+            return refuse_with(skb, &packet, WEFT_HOOK_FROM_POD, WEFT_REASON_MALFORMED);
         return translated == TRANSLATED ? STAGE_TRANSLATED : STAGE_OTHER;
     }
     resolve(&packet.destination, &to);

@@ -14,7 +14,8 @@ __noinline int to_net_own(struct __sk_buff *skb)
     if (parse_network(skb, &packet) || parse_transport(skb, &packet) || is_of_tunnel(&packet))
         return TO_STACK;
     if (packet.is_icmp_error) {
-        translate_error(skb, &packet, ERROR_ABOUT_REQUEST);
+        if (translate_error(skb, &packet, ERROR_ABOUT_REQUEST) == TRANSLATION_BROKEN)
+            return refuse_with(skb, &packet, WEFT_HOOK_TO_NET, WEFT_REASON_MALFORMED);
         return TO_STACK;
     }
     if ((packet.protocol != PROTOCOL_TCP && packet.protocol != PROTOCOL_UDP) ||

@@ -292,9 +292,21 @@ static __always_inline int send_out(struct __sk_buff *skb, const struct packet *
     return bpf_redirect_neigh(weft_config.uplink_ifindex, NULL, 0, 0);
 }
 
+/* Why nothing can be sent to an address of the cluster; 0: something can. */
+static __always_inline __u8 leads_nowhere(__u32 kind)
+{
+    return kind == WEFT_END_OWN_PODS      ? WEFT_REASON_NO_SUCH_POD
+           : kind == WEFT_END_SERVICES    ? WEFT_REASON_NOT_TRANSLATED
+           : kind == WEFT_END_CLUSTER_PODS ? WEFT_REASON_ROUTE_MISSING
+                                           : WEFT_REASON_NONE;
+}
+
 /* Where a translated packet goes that is not for a pod of this node, and not up the stack. */
 static __always_inline int send_translated(struct __sk_buff *skb, const struct packet *packet, __u8 hook, struct verdict *verdict)
 {
+    __u8 nowhere = leads_nowhere(verdict->to.kind);
+    if (nowhere)
+        return refuse_with(skb, packet, hook, nowhere);
     if (verdict->to.kind == WEFT_END_REMOTE_POD)
         return send_remote(skb, packet, hook, verdict);
     count(verdict->reason, 1, skb->len);
@@ -326,7 +338,7 @@ __noinline int answer_translated(struct __sk_buff *skb, __u32 hook, __u32 reason
     __u32 to = verdict.to.kind;
     if (hook != WEFT_HOOK_TO_POD && to == WEFT_END_POD)
         return deliver(skb, &packet, hook, &verdict);
-    if (hook != WEFT_HOOK_TO_POD && translated == TRANSLATED && to != WEFT_END_HOST)
+    if (hook != WEFT_HOOK_TO_POD && to != WEFT_END_HOST && (translated == TRANSLATED || leads_nowhere(to)))
         return send_translated(skb, &packet, hook, &verdict);
     if (hook != WEFT_HOOK_TO_POD && (to == WEFT_END_REMOTE || to == WEFT_END_REMOTE_POD))
         return send_remote(skb, &packet, hook, &verdict);

@@ -117,6 +117,32 @@ static __noinline void judge_again(const struct weft_flow_key *key, struct weft_
     flow->epoch = now;
 }
 
+static __always_inline bool is_opening(const struct packet *packet)
+{
+    return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+static __always_inline void nat_key(const struct packet *packet, struct weft_nat_key *key)
+{
+    key->source = packet->source;
+    key->destination = packet->destination;
+    key->source_port = packet->source_port;
+    key->destination_port = packet->destination_port;
+    key->protocol = packet->protocol;
+    __builtin_memset(key->reserved, 0, sizeof(key->reserved));
+}
+
+/* Whether a packet without a flow answers a translated connection, whose flow the table has lost. */
+static __noinline bool answers_lost(const struct packet *packet)
+{
+    struct weft_nat_key key;
+    if (!packet || (packet->protocol != PROTOCOL_TCP && packet->protocol != PROTOCOL_UDP) || is_opening(packet))
+        return false;
+    nat_key(packet, &key);
+    const struct weft_nat *entry = bpf_map_lookup_elem(&nat, &key);
+    return entry && entry->flags & WEFT_NAT_REPLY;
+}
+
 static __always_inline void open_flow(struct __sk_buff *skb, const struct packet *packet, const struct found *found, __u8 hook,
                                       struct verdict *verdict)
 {
@@ -126,16 +152,17 @@ static __always_inline void open_flow(struct __sk_buff *skb, const struct packet
     if (!flow)
         return;
     struct judgement judgement;
+    bool lost = !packet->flow_flags && answers_lost(packet), opened_by_b = found->from_b != lost;
     struct pair pair = {
-        .opener = &packet->source,
-        .responder = &packet->destination,
-        .port = packet->destination_port,
+        .opener = lost ? &packet->destination : &packet->source,
+        .responder = lost ? &packet->source : &packet->destination,
+        .port = lost ? packet->source_port : packet->destination_port,
         .protocol = packet->protocol,
     };
     __builtin_memset(flow, 0, sizeof(*flow));
     const struct weft_endpoint *sender = resolve(&packet->source, found->from_b ? &flow->ends[1] : &flow->ends[0]);
     const struct weft_endpoint *receiver = resolve(&packet->destination, &verdict->to);
-    judge(&pair, sender, receiver, &judgement);
+    judge(&pair, lost ? receiver : sender, lost ? sender : receiver, &judgement);
     verdict->reason = flow->reason = judgement.reason;
     verdict->egress_rule = flow->egress_rule = judgement.egress_rule;
     verdict->ingress_rule = flow->ingress_rule = judgement.ingress_rule;
@@ -144,10 +171,16 @@ static __always_inline void open_flow(struct __sk_buff *skb, const struct packet
     flow->ends[found->from_b ? 0 : 1] = verdict->to;
     see(flow);
     flow->created = flow->last_seen;
-    flow->packets[0] = 1;
-    flow->bytes[0] = skb->len;
+    flow->packets[lost] = 1;
+    flow->bytes[lost] = skb->len;
     flow->epoch = current_epoch();
-    flow->flags = (found->from_b ? WEFT_FLOW_OPENED_BY_B : 0) | packet->flow_flags;
+    flow->flags = (opened_by_b ? WEFT_FLOW_OPENED_BY_B : 0) | packet->flow_flags;
+    if (lost) {
+        flow->flags |= WEFT_FLOW_NAT;
+        flow->tcp = packet->protocol == PROTOCOL_TCP ? WEFT_FLOW_ESTABLISHED : 0;
+        verdict->flags = flow->flags;
+        verdict->reason = WEFT_REASON_REPLY;
+    }
     if (bpf_map_update_elem(&flows, &found->key, flow, BPF_ANY)) {
         verdict->reason = WEFT_REASON_TABLE_FULL;
         return;
@@ -183,11 +216,6 @@ static __always_inline void follow_flow(struct __sk_buff *skb, const struct pack
     }
     if (packet->protocol == PROTOCOL_TCP)
         follow_tcp(skb, &found->key, flow, packet->tcp_flags, from_opener, hook);
-}
-
-static __always_inline bool is_opening(const struct packet *packet)
-{
-    return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
 /* A TCP SYN from the side that did not open the flow is no reply, and one after its end is no part of it. */

@@ -12,16 +12,6 @@
 /* `source` and `destination` of packets, keys and entries are neighbours. */
 #define BOTH_ADDRESSES (2 * sizeof(struct weft_addr))
 
-static __always_inline void nat_key(const struct packet *packet, struct weft_nat_key *key)
-{
-    key->source = packet->source;
-    key->destination = packet->destination;
-    key->source_port = packet->source_port;
-    key->destination_port = packet->destination_port;
-    key->protocol = packet->protocol;
-    __builtin_memset(key->reserved, 0, sizeof(key->reserved));
-}
-
 /* Of the packets that answer `packet`. */
 static __always_inline void nat_key_back(const struct packet *packet, struct weft_nat_key *key)
 {
@@ -54,7 +44,8 @@ static __always_inline void follow_nat(const struct packet *packet, struct weft_
         return;
     if (flags & TCP_SYN)
         entry->tcp = reply ? WEFT_FLOW_ESTABLISHED : 0;
-    else if (entry->flags & WEFT_NAT_DSR && flags & TCP_ACK)
+    else if (entry->flags & (WEFT_NAT_REPLY | WEFT_NAT_DSR) && flags & TCP_ACK)
+        /* A connection that was found in its middle, or whose replies do not pass here. */
         entry->tcp |= WEFT_FLOW_ESTABLISHED;
     if (flags & TCP_FIN)
         entry->tcp |= reply ? WEFT_FLOW_FIN_RESPONDER : WEFT_FLOW_FIN_OPENER;

@@ -126,8 +126,11 @@ static __always_inline bool backend_at(__u32 list, __u32 slot, struct weft_backe
 static __always_inline bool recall(const struct weft_affinity_key *key, __u32 seconds, __u32 list, struct weft_backend *backend)
 {
     struct weft_affinity *known = bpf_map_lookup_elem(&affinities, key);
-    __u64 now = bpf_ktime_get_ns();
-    if (!known || now - known->last_used >= seconds * NANOSECONDS)
+    if (!known)
+        return false;
+    /* Read before the clock, and once: another processor may write a later time meanwhile. */
+    __u64 last_used = *(volatile __u64 *)&known->last_used, now = bpf_ktime_get_ns();
+    if (now - last_used >= seconds * NANOSECONDS)
         return false;
     *backend = known->backend;
     if (!is_member(list, backend))

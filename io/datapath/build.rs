@@ -8,6 +8,26 @@ const OLDEST_CLANG: u32 = 15;
 const CANDIDATES: &[&str] =
     &["clang-19", "clang-21", "clang-20", "clang-18", "clang-17", "clang-16", "clang-15", "clang"];
 
+/// Tables that outlive a change of the others' layout, and what decides their own.
+const KEPT_TABLES: &[(&str, &str, &[&str])] = &[
+    (
+        "nat",
+        "WEFT_LAYOUT_NAT",
+        &[
+            "struct weft_addr",
+            "struct weft_nat_key",
+            "struct weft_nat",
+            "enum weft_nat_flags",
+            "enum weft_flow_tcp",
+        ],
+    ),
+    (
+        "affinities",
+        "WEFT_LAYOUT_AFFINITIES",
+        &["struct weft_addr", "struct weft_affinity_key", "struct weft_affinity", "struct weft_backend"],
+    ),
+];
+
 fn main() {
     if let Err(message) = build() {
         eprintln!("{message}");
@@ -24,6 +44,9 @@ fn build() -> Result<(), String> {
     compile(&find_clang()?, &root, &out)?;
     println!("cargo:rustc-env=WEFT_BPF_OBJECT={}", out.display());
     println!("cargo:rustc-env=WEFT_LAYOUT={}", layout_digest(&root)?);
+    for (table, variable, types) in KEPT_TABLES {
+        println!("cargo:rustc-env={variable}={}", table_digest(&root, table, types)?);
+    }
     Ok(())
 }
 
@@ -79,12 +102,35 @@ fn layout_digest(root: &Path) -> Result<u64, String> {
         .collect();
     files.push(root.join("lib/maps.h"));
     files.sort();
-    let mut digest = 0xcbf2_9ce4_8422_2325_u64;
+    let mut text = String::new();
     for file in files {
-        let text = fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
-        for byte in text {
-            digest = (digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
+        text += &read(&file)?;
     }
-    Ok(digest)
+    Ok(digest(&text))
+}
+
+/// Over the types of one table and its line in lib/maps.h.
+fn table_digest(root: &Path, table: &str, types: &[&str]) -> Result<u64, String> {
+    let mut abi = String::new();
+    for file in ["endpoints", "flows", "services"] {
+        abi += &read(&root.join(format!("abi/{file}.h")))?;
+    }
+    let maps = read(&root.join("lib/maps.h"))?;
+    let start = format!("WEFT_MAP({table},");
+    let line = maps.lines().find(|line| line.starts_with(&start));
+    let mut text = line.ok_or_else(|| format!("lib/maps.h has no map {table}"))?.to_owned();
+    for name in types {
+        let body = abi.split_once(&format!("\n{name} {{")).and_then(|(_, rest)| rest.split_once("\n};"));
+        text += body.ok_or_else(|| format!("abi/ has no {name}"))?.0;
+    }
+    Ok(digest(&text))
+}
+
+fn read(file: &Path) -> Result<String, String> {
+    fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+fn digest(text: &str) -> u64 {
+    let start = 0xcbf2_9ce4_8422_2325_u64;
+    text.bytes().fold(start, |digest, byte| (digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

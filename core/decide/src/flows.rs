@@ -37,6 +37,15 @@ pub enum Side {
     B,
 }
 
+impl Side {
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+}
+
 impl FlowKey {
     /// The key, and which side sends.
     pub fn of(source: (Addr, Port), destination: (Addr, Port), protocol: Protocol) -> (Self, Side) {

@@ -203,7 +203,11 @@ fn answer(
         Ok(body) => reply(flows, at, packet, &body),
     };
     let sent = translated.unwrap_or(*packet);
-    let action = match place(plan, sent.destination) {
+    let to = place(plan, sent.destination);
+    if let Some(reason) = leads_nowhere(to).filter(|_| hook != Hook::ToPod) {
+        return Outcome { translated, ..Outcome::drop(reason) };
+    }
+    let action = match to {
         _ if hook == Hook::ToPod => Action::ToStack,
         Place::Pod => deliver(&sent),
         Place::Host => Action::ToStack,
@@ -404,7 +408,11 @@ fn send_translated(
     packet: Packet,
     reason: Reason,
 ) -> Outcome {
-    match place(plan, packet.destination) {
+    let to = place(plan, packet.destination);
+    if let Some(nowhere) = leads_nowhere(to) {
+        return Outcome::drop(nowhere).of(packet);
+    }
+    match to {
         Place::Pod => enter_pod(plan, flows, at, &packet, Translated::Yes).of(packet),
         Place::Host => Outcome::because(Reason::NotIsolated, Action::ToStack).of(packet),
         Place::Remote(hop) if is_cluster_pod(plan, packet.destination) => {
@@ -463,9 +471,19 @@ fn forward(plan: &NodePlan, packet: &Packet) -> Result<Action, Reason> {
         Place::Host | Place::Elsewhere => Ok(Action::ToStack),
         Place::Remote(_) if packet.hop_limit <= 1 => Ok(Action::ToStack),
         Place::Remote(hop) => Ok(Action::ToNode(hop.clone())),
-        Place::OwnPods => Err(Reason::NoSuchPod),
-        Place::Services => Err(Reason::NotTranslated),
-        Place::ClusterPods => Err(Reason::RouteMissing),
+        to @ (Place::OwnPods | Place::Services | Place::ClusterPods) => {
+            leads_nowhere(to).map_or(Ok(Action::ToStack), Err)
+        }
+    }
+}
+
+/// Why nothing can be sent to an address of the cluster.
+fn leads_nowhere(to: Place<'_>) -> Option<Reason> {
+    match to {
+        Place::OwnPods => Some(Reason::NoSuchPod),
+        Place::Services => Some(Reason::NotTranslated),
+        Place::ClusterPods => Some(Reason::RouteMissing),
+        Place::Pod | Place::Host | Place::Remote(_) | Place::Elsewhere => None,
     }
 }
 

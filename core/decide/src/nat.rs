@@ -72,8 +72,8 @@ impl NatEntry {
         let reply = self.kind == NatKind::Reply;
         if flags.has(TcpFlags::SYN) {
             self.tcp = TcpProgress { established: reply, ..TcpProgress::default() };
-        } else if self.kind == NatKind::SentOn && flags.has(TcpFlags::ACK) {
-            // Its replies do not pass here.
+        } else if (reply || self.kind == NatKind::SentOn) && flags.has(TcpFlags::ACK) {
+            // A connection that was found in its middle, or whose replies do not pass here.
             self.tcp.established = true;
         }
         let finished = if reply { &mut self.tcp.responder_finished } else { &mut self.tcp.opener_finished };

@@ -3,7 +3,8 @@
 use weft_model::{Protocol, Reason};
 use weft_plan::NodePlan;
 
-use crate::flows::{FlowEntry, FlowKey, FlowTable, FragmentKey, FragmentPorts, Moment, Side};
+use crate::flows::{FlowEntry, FlowKey, FlowTable, FragmentKey, FragmentPorts, Moment, Side, TcpProgress};
+use crate::nat::{NatKey, NatKind};
 use crate::packets::{Body, Fragment, Packet, Unreadable};
 use crate::policies::{Judgement, judge};
 
@@ -77,21 +78,36 @@ fn open(
     step: &Step<'_>,
 ) -> Result<Tracked, Reason> {
     let Step { packet, body, side, translated } = step;
-    let judgement = judge(plan, packet.source, packet.destination, body.protocol, body.destination_port);
+    let lost = *translated == Translated::No && answers_lost(flows, packet, body);
+    let mut judgement = match lost {
+        true => judge(plan, packet.destination, packet.source, body.protocol, body.source_port),
+        false => judge(plan, packet.source, packet.destination, body.protocol, body.destination_port),
+    };
+    let answers = lost && !judgement.is_denied();
     if !judgement.is_denied() {
         let entry = FlowEntry {
-            opener: *side,
+            opener: if lost { side.other() } else { *side },
             epoch: at.epoch,
             reason: judgement.reason,
             egress_rule: judgement.egress_rule,
             ingress_rule: judgement.ingress_rule,
-            tcp: Default::default(),
+            tcp: TcpProgress { established: lost && body.protocol == Protocol::TCP, ..Default::default() },
             last_seen: at.time,
-            is_translated: *translated == Translated::Yes,
+            is_translated: lost || *translated == Translated::Yes,
         };
         flows.put_flow(key, entry).map_err(|_| Reason::TableFull)?;
     }
-    Ok(Tracked { judgement, answers: false })
+    if answers {
+        judgement.reason = Reason::Reply;
+    }
+    Ok(Tracked { judgement, answers })
+}
+
+/// Whether a packet without a flow answers a translated connection, whose flow the table has lost.
+fn answers_lost(flows: &impl FlowTable, packet: &Packet, body: &Body) -> bool {
+    let has_ports = matches!(body.protocol, Protocol::TCP | Protocol::UDP);
+    let entry = flows.nat(&NatKey::of(packet, body));
+    has_ports && !body.tcp.opens() && entry.is_some_and(|entry| entry.kind == NatKind::Reply)
 }
 
 fn follow(

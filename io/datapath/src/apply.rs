@@ -116,9 +116,12 @@ impl Datapath {
         self.withdraw(&mut memory, plan)?;
         let node = self.apply_node(&mut memory, plan, &mut report);
         let services = self.apply_services(&mut memory, plan, &mut report);
-        node.and(services)?;
+        // A table that fails holds up neither the programs that judge by those that do not, nor masquerading. New programs
+        // take the places of those that run as soon as what they judge by is complete.
+        let attached = if node.is_ok() { self.attach(&mut memory) } else { Ok(()) };
+        let masquerade = self.masquerade(&mut memory, plan);
         report.epoch = self.epoch()?;
-        self.finish(&mut memory, plan)?;
+        node.and(services).and(attached).and(masquerade)?;
         Ok(report)
     }
 
@@ -172,7 +175,9 @@ impl Datapath {
         if difference.removes_judgement() {
             self.raise_epoch()?;
         }
-        Ok(())
+        // Nothing rests on it, so nothing waits for it.
+        put(&self.maps().announced, &difference.announced)?;
+        remove(&self.maps().announced, &difference.announced)
     }
 
     /// How often what flows' entries rest on has changed.
@@ -180,11 +185,15 @@ impl Datapath {
         Ok(self.maps().epoch.get(&0)?.unwrap_or_default())
     }
 
-    fn finish(&self, memory: &mut Memory, plan: &NodePlan) -> Result<(), ApplyError> {
+    fn attach(&self, memory: &mut Memory) -> Result<(), ApplyError> {
         if memory.attach_after_apply {
             self.attach_everything()?;
             memory.attach_after_apply = false;
         }
+        Ok(())
+    }
+
+    fn masquerade(&self, memory: &mut Memory, plan: &NodePlan) -> Result<(), ApplyError> {
         let table = masquerade::render(&plan.settings);
         if memory.masquerade.as_ref() != Some(&table) {
             masquerade::install(&table)?;
@@ -198,7 +207,6 @@ impl Datapath {
         put(&maps.policies, &difference.policies)?;
         put(&maps.classes, &difference.classes)?;
         put(&maps.class_blocks, &difference.class_blocks)?;
-        put(&maps.announced, &difference.announced)?;
         put(&maps.routes, &difference.routes)?;
         put(&maps.endpoints, &difference.endpoints)
     }
@@ -207,7 +215,6 @@ impl Datapath {
         let maps = self.maps();
         remove(&maps.endpoints, &difference.endpoints)?;
         remove(&maps.routes, &difference.routes)?;
-        remove(&maps.announced, &difference.announced)?;
         remove(&maps.class_blocks, &difference.class_blocks)?;
         remove(&maps.classes, &difference.classes)?;
         remove(&maps.policies, &difference.policies)

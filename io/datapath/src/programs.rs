@@ -12,7 +12,12 @@ use crate::error::{OpenError, io_error};
 
 /// bpf/weft.bpf.c, compiled by build.rs.
 pub const OBJECT: &[u8] = include_bytes!(env!("WEFT_BPF_OBJECT"));
-const LAYOUT: &str = env!("WEFT_LAYOUT");
+/// Of all tables, then of those that outlive a change of the others': connections to services go on.
+const LAYOUTS: [(&str, &str); 3] = [
+    ("", env!("WEFT_LAYOUT")),
+    ("nat", env!("WEFT_LAYOUT_NAT")),
+    ("affinities", env!("WEFT_LAYOUT_AFFINITIES")),
+];
 const LAYOUT_PIN: &str = "layout";
 const MOST_COMPLAINTS: usize = 12;
 
@@ -68,7 +73,7 @@ impl Programs {
 
     /// The programs that run are the ones loaded here: their maps are to be kept.
     pub(crate) fn keep_layout(&self, maps_dir: &Path) -> Result<(), OpenError> {
-        if maps_dir.join(LAYOUT_PIN).exists() { Ok(()) } else { pin_layout(maps_dir) }
+        if pinned_layout(maps_dir, 0) == Some(current_layout(0)) { Ok(()) } else { pin_layout(maps_dir) }
     }
 
     pub fn program(&self, name: &str) -> Result<BorrowedFd<'_>, OpenError> {
@@ -140,34 +145,49 @@ fn discard_other_size(name: &str, path: &Path, entries: u32) -> Result<Resized, 
 /// Returns whether maps of another layout were there; they are unpinned.
 fn discard_other_layout(maps_dir: &Path) -> Result<bool, OpenError> {
     let file = |source| OpenError::File { path: maps_dir.to_owned(), source };
-    let pinned = MapHandle::from_pinned_path(maps_dir.join(LAYOUT_PIN)).ok();
-    let digest = pinned.and_then(|map| map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten());
     let mut entries = std::fs::read_dir(maps_dir).map_err(file)?.peekable();
-    if digest.as_deref() == Some(&current_layout().to_ne_bytes()[..]) || entries.peek().is_none() {
+    if pinned_layout(maps_dir, 0) == Some(current_layout(0)) || entries.peek().is_none() {
         return Ok(false);
     }
+    let same =
+        (1..LAYOUTS.len()).filter(|slot| pinned_layout(maps_dir, *slot) == Some(current_layout(*slot)));
+    let mut kept: Vec<&str> = same.map(|slot| LAYOUTS[slot].0).collect();
     tracing::warn!(
+        kept = kept.join(" "),
         "kernel tables have the layout of another version: they are made anew, and established flows are judged \
          again; the programs of that version go on until the first plan is in the new tables"
     );
+    forget_layout(maps_dir)?;
+    kept.push(LAYOUT_PIN);
     for entry in entries {
-        let path = entry.map_err(file)?.path();
-        std::fs::remove_file(&path).map_err(|source| OpenError::File { path, source })?;
+        let entry = entry.map_err(file)?;
+        if !kept.iter().any(|name| entry.file_name() == *name) {
+            let path = entry.path();
+            std::fs::remove_file(&path).map_err(|source| OpenError::File { path, source })?;
+        }
     }
     Ok(true)
 }
 
 /// Until programs run with these tables, none of them can be taken for good.
 fn forget_layout(maps_dir: &Path) -> Result<(), OpenError> {
-    let path = maps_dir.join(LAYOUT_PIN);
-    match std::fs::remove_file(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(OpenError::File { path, source }),
-        _ => Ok(()),
+    match MapHandle::from_pinned_path(maps_dir.join(LAYOUT_PIN)) {
+        Err(_) => Ok(()),
+        Ok(map) => map
+            .update(&0u32.to_ne_bytes(), &0u64.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|error| bpf_error(LAYOUT_PIN, "write", io_error(error))),
     }
 }
 
-fn current_layout() -> u64 {
-    LAYOUT.parse().expect("build.rs writes a decimal number")
+fn current_layout(slot: usize) -> u64 {
+    LAYOUTS[slot].1.parse().expect("build.rs writes a decimal number")
+}
+
+/// What the pinned tables have; `None` where the process before did not say.
+fn pinned_layout(maps_dir: &Path, slot: usize) -> Option<u64> {
+    let map = MapHandle::from_pinned_path(maps_dir.join(LAYOUT_PIN)).ok()?;
+    let digest = map.lookup(&(slot as u32).to_ne_bytes(), MapFlags::ANY).ok()??;
+    digest.try_into().ok().map(u64::from_ne_bytes)
 }
 
 fn pin_layout(maps_dir: &Path) -> Result<(), OpenError> {
@@ -177,10 +197,20 @@ fn pin_layout(maps_dir: &Path) -> Result<(), OpenError> {
     };
     let error = |action: &'static str| move |error| bpf_error(LAYOUT_PIN, action, io_error(error));
     let mut map =
-        MapHandle::create(MapType::Array, Some("weft_layout"), 4, 8, 1, &options).map_err(error("create"))?;
-    map.update(&0u32.to_ne_bytes(), &current_layout().to_ne_bytes(), MapFlags::ANY)
-        .map_err(error("write"))?;
-    map.pin(maps_dir.join(LAYOUT_PIN)).map_err(error("pin"))
+        MapHandle::create(MapType::Array, Some("weft_layout"), 4, 8, LAYOUTS.len() as u32, &options)
+            .map_err(error("create"))?;
+    for slot in 0..LAYOUTS.len() {
+        map.update(&(slot as u32).to_ne_bytes(), &current_layout(slot).to_ne_bytes(), MapFlags::ANY)
+            .map_err(error("write"))?;
+    }
+    let path = maps_dir.join(LAYOUT_PIN);
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(OpenError::File { path, source });
+        }
+        _ => {}
+    }
+    map.pin(&path).map_err(error("pin"))
 }
 
 /// What libbpf and the verifier said about the last load: their return code alone helps nobody.

@@ -167,6 +167,8 @@ impl ServiceState {
                 round.admit(*frontend, plan, localhost);
             }
         }
+        // Only when every list is what it will be: another frontend may have changed one that a refused one shares.
+        round.keep_refused();
         for frontend in dirty.iter().filter(|frontend| !services.contains_key(*frontend)) {
             round.drop_frontend(frontend);
         }
@@ -279,7 +281,6 @@ impl<'a> Round<'a> {
 
     fn refuse(&mut self, frontend: Frontend, plan: &ServicePlan, table: usize) {
         let kept = if self.state.frontends.contains_key(&frontend) { Kept::Older } else { Kept::Nothing };
-        self.keep(&frontend);
         self.step.refused.push(Refused {
             frontend,
             service: plan.service.clone(),
@@ -288,6 +289,13 @@ impl<'a> Round<'a> {
             capacity: self.capacity[table],
             kept,
         });
+    }
+
+    fn keep_refused(&mut self) {
+        let refused: Vec<Frontend> = self.step.refused.iter().map(|refused| refused.frontend).collect();
+        for frontend in &refused {
+            self.keep(frontend);
+        }
     }
 
     /// What a refused frontend holds stays, and fits the lists as they are now.

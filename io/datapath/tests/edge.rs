@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use libbpf_rs::MapCore;
 use support::{
     Fabric, Namespace, Node, PATIENCE, Pod, addr, connect, echo_tcp, echo_udp, node_v4, node_v6, serve_tcp,
     serve_udp, serve_udp_at,
@@ -385,6 +386,89 @@ fn connections_outlive_the_agent() {
             stream.read_exact(&mut [0; 11]).unwrap();
         }
     }
+}
+
+/// The other side's next bytes.
+fn hear(stream: &mut std::net::TcpStream, wanted: &[u8]) {
+    let mut got = vec![0; wanted.len()];
+    stream.read_exact(&mut got).unwrap();
+    assert_eq!(got, wanted);
+}
+
+fn forget_flows(node: &Node) {
+    node.with(|datapath| {
+        let flows = datapath.programs().map("flows").unwrap();
+        let keys: Vec<Vec<u8>> = flows.keys().collect();
+        keys.iter().for_each(|key| flows.delete(key).unwrap());
+    });
+}
+
+#[test]
+fn a_backend_that_speaks_first_is_known_when_its_flow_is_not() {
+    let mut fabric = Fabric::new(2, Routing::Direct);
+    let pod = fabric.nodes[0].add_pod(2);
+    expose(&mut fabric, SNAT, &[(pod.v4, 8080)], &[(pod.v6, 8080)]);
+    fabric.apply_all();
+    route_outside(&fabric);
+    let listener = pod.namespace.run(|| TcpListener::bind(("::", 8080)).unwrap());
+    let datagrams = pod.namespace.run(|| UdpSocket::bind("[::]:8080").unwrap());
+    datagrams.set_read_timeout(Some(PATIENCE)).unwrap();
+    for (to, port) in frontends() {
+        let mut client = connect(&fabric.outside, to, port, PATIENCE).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let any = if to.to_ip().is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let asker = fabric.outside.run(move || UdpSocket::bind(any).unwrap());
+        asker.set_read_timeout(Some(PATIENCE)).unwrap();
+        asker.connect(SocketAddr::new(to.to_ip(), port)).unwrap();
+        asker.send(b"call me").unwrap();
+        let (_, from) = datagrams.recv_from(&mut [0; 16]).unwrap();
+        let mut speak = |word: &[u8]| {
+            server.write_all(word).unwrap();
+            hear(&mut client, word);
+            datagrams.send_to(word, from).unwrap();
+            let mut got = [0; 16];
+            let length = asker.recv(&mut got).unwrap();
+            assert_eq!(&got[..length], word, "{to}");
+        };
+        speak(b"at once");
+        forget_flows(&fabric.nodes[0]);
+        speak(b"evicted");
+        support::age_layout(&fabric.nodes[0]);
+        fabric.nodes[0].open();
+        fabric.nodes[0].apply();
+        assert_eq!(fabric.nodes[0].with(|datapath| datapath.flows()).unwrap(), [], "its tables are new");
+        speak(b"upgraded");
+    }
+}
+
+#[test]
+fn connections_to_a_backend_that_is_gone_end_on_the_node() {
+    let mut fabric = Fabric::new(2, Routing::Direct);
+    let pod = fabric.nodes[0].add_pod(2);
+    expose(&mut fabric, SNAT, &[(pod.v4, 8080)], &[(pod.v6, 8080)]);
+    fabric.apply_all();
+    route_outside(&fabric);
+    listen(&pod);
+    let mut streams: Vec<_> = frontends()
+        .into_iter()
+        .map(|(to, port)| connect(&fabric.outside, to, port, PATIENCE).unwrap())
+        .collect();
+    for addr in [pod.v4, pod.v6] {
+        fabric.nodes[0].plan.endpoints.remove(&addr);
+    }
+    fabric.apply_all();
+    for stream in &mut streams {
+        stream.write_all(b"anybody?").unwrap();
+    }
+    let gone = || {
+        let counters = fabric.nodes[0].with(|datapath| datapath.counters()).unwrap();
+        counters.reasons.get(&Reason::NoSuchPod).map_or(0, |count| count.packets)
+    };
+    let end = std::time::Instant::now() + PATIENCE;
+    while gone() < 4 && std::time::Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(gone() >= 4, "each is dropped with its cause");
 }
 
 #[test]

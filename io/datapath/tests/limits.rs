@@ -3,19 +3,21 @@
 
 mod support;
 
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use nix::mount::{MsFlags, mount};
-use support::{Fabric, Node, PATIENCE, Pod, addr, connect, echo_udp, ping, serve_tcp, serve_udp};
+use support::{Fabric, Node, PATIENCE, Pod, addr, age_layout, connect, echo_udp, ping, serve_tcp, serve_udp};
 use weft_abi::{Event, EventKind, Flow, FlowKey, FlowValue, Hook};
-use weft_datapath::{ApplyError, Datapath, OpenError};
-use weft_model::{Addr, Cidr, Direction, PodKey, Port, Protocol, Routing, Uid, Verdict};
+use weft_datapath::{ApplyError, Datapath, KernelWrites, OpenError, Writes};
+use weft_model::{Addr, Cidr, Direction, PodKey, Port, Protocol, Routing, ServiceKey, Uid, Verdict};
 use weft_plan::{
-    ClassId, ClassMatch, Decision, EndpointPlan, PolicyMatch, PolicySet, PolicySetId, PortPrefix, RuleId,
+    ClassId, ClassMatch, Decision, EndpointPlan, Frontend, PolicyMatch, PolicySet, PolicySetId, PortPrefix,
+    RuleId, ServiceId, ServicePlan,
 };
 
 /// Makes the kernel believe that the flows to this port have been silent for so many more seconds.
@@ -217,26 +219,6 @@ fn exchange(
     })
 }
 
-/// What an agent of another version would have left: another digest, and a table whose values have another size.
-fn age_layout(node: &Node) {
-    let maps = node.config.bpffs_dir.join("maps");
-    node.worker.run(move || {
-        let options = libbpf_sys::bpf_map_create_opts {
-            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
-            ..Default::default()
-        };
-        let replace = |name: &str, kind, key, value, entries| {
-            std::fs::remove_file(maps.join(name)).unwrap();
-            let mut map = MapHandle::create(kind, Some("older"), key, value, entries, &options).unwrap();
-            map.pin(maps.join(name)).unwrap();
-            map
-        };
-        let layout = replace("layout", MapType::Array, 4, 8, 1);
-        layout.update(&0u32.to_ne_bytes(), &1u64.to_ne_bytes(), MapFlags::ANY).unwrap();
-        replace("endpoints", MapType::Hash, 16, 24, 64);
-    });
-}
-
 #[test]
 fn tables_of_another_version_are_replaced_under_traffic() {
     let mut fabric = Fabric::new(1, Routing::Direct);
@@ -274,6 +256,55 @@ fn tables_of_another_version_are_replaced_under_traffic() {
     let kept = exchanges.map(|one| one.join().unwrap());
     assert_eq!(kept, [true, true], "one was lost after {}", done.load(Ordering::Relaxed));
     assert_eq!(node.with(|datapath| datapath.read_back()).unwrap(), tables);
+}
+
+/// No write into one table succeeds.
+struct Failing(&'static str);
+
+impl Writes for Failing {
+    fn put(&self, table: &str, map: &MapHandle, keys: &[u8], values: &[u8], count: u32) -> io::Result<()> {
+        match table == self.0 {
+            true => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
+            false => KernelWrites.put(table, map, keys, values, count),
+        }
+    }
+
+    fn remove(&self, table: &str, map: &MapHandle, keys: &[u8], count: u32) -> io::Result<()> {
+        KernelWrites.remove(table, map, keys, count)
+    }
+}
+
+#[test]
+fn a_table_that_fails_holds_up_neither_policy_nor_new_programs() {
+    let mut fabric = Fabric::new(1, Routing::Direct);
+    let client = fabric.nodes[0].add_pod(2);
+    let server = fabric.nodes[0].add_pod(3);
+    fabric.apply_all();
+    let node = &mut fabric.nodes[0];
+    serve_udp(&server.namespace, 53);
+    serve_udp(&fabric.outside, 53);
+    let backend = weft_plan::Backend::at(server.v4, Port(53));
+    let service = ServicePlan::cluster_ip(ServiceId(1), ServiceKey::new("test", "dns"), vec![backend]);
+    let frontend = Frontend { addr: addr("10.96.1.1"), protocol: Protocol::UDP, port: Port(53) };
+    node.plan.services.insert(frontend, service);
+    node.plan.announced.insert(addr("172.30.0.200"));
+    for table in ["members", "services", "announced"] {
+        age_layout(node);
+        let (config, slot) = (node.config.clone(), Arc::clone(&node.datapath));
+        let plan = node.plan.clone();
+        let error = node.worker.run(move || {
+            let opened = Datapath::open_with(config, Arc::new(Failing(table))).unwrap();
+            let error = opened.apply(&plan).unwrap_err();
+            *slot.lock().unwrap() = Some(Arc::new(opened));
+            error
+        });
+        assert!(error.to_string().contains(table), "{error}");
+        for to in [server.v4, server.v6, addr("192.0.2.1"), addr("2001:db8::1")] {
+            assert!(echo_udp(&client.namespace, to, 53, 100, PATIENCE), "{table} fails: {to}");
+        }
+        let flows = node.with(|datapath| datapath.flows()).unwrap();
+        assert!(flows.len() >= 4, "the new programs run: {flows:?}");
+    }
 }
 
 #[test]

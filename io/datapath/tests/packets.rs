@@ -48,6 +48,8 @@ struct Step {
     stray: Option<(u8, prop::sample::Index)>,
     /// To one of the frontends.
     aim: Option<prop::sample::Index>,
+    /// Before it the kernel's table has lost a flow.
+    loses: Option<prop::sample::Index>,
 }
 
 #[derive(Clone, Debug)]
@@ -93,12 +95,9 @@ fn steps(cluster: &Cluster) -> impl Strategy<Value = Vec<Step>> + use<> {
     let follows = prop::option::weighted(0.5, follows());
     let stray = prop::option::weighted(0.1, (0u8..4, any::<prop::sample::Index>()));
     let aim = prop::option::weighted(0.9, any::<prop::sample::Index>());
-    let step = (frames_for(cluster), follows, stray, aim).prop_map(|(frame, follows, stray, aim)| Step {
-        frame,
-        follows,
-        stray,
-        aim,
-    });
+    let loses = prop::option::weighted(0.2, any::<prop::sample::Index>());
+    let step = (frames_for(cluster), follows, stray, aim, loses)
+        .prop_map(|(frame, follows, stray, aim, loses)| Step { frame, follows, stray, aim, loses });
     vec(step, 20..60)
 }
 
@@ -505,7 +504,29 @@ impl Player<'_> {
         self.links.iter().find(|link| link.device == endpoint.device).unwrap().ifindex
     }
 
+    /// As when the table is full of others.
+    fn lose(&mut self, choice: &prop::sample::Index) {
+        let keys: Vec<weft_decide::FlowKey> = self.oracle.flows.keys().copied().collect();
+        if keys.is_empty() {
+            return;
+        }
+        let key = choice.get(&keys);
+        self.oracle.flows.remove(key);
+        let key = FlowKey {
+            a: key.a.0.into(),
+            b: key.b.0.into(),
+            port_a: key.a.1.0,
+            port_b: key.b.1.0,
+            protocol: key.protocol.0,
+            reserved: [0; 3],
+        };
+        self.kernel.programs.map("flows").unwrap().delete(bytemuck::bytes_of(&key)).unwrap();
+    }
+
     fn play(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        if let Some(choice) = &step.loses {
+            self.lose(choice);
+        }
         let frame = match &step.follows {
             Some(follows) if !self.sent.is_empty() => {
                 follow(follows.earlier.get(self.sent.as_slice()).as_slice(), follows)
@@ -609,8 +630,10 @@ impl Player<'_> {
             context
         );
         for event in events {
-            // A flow ends with a reply or with its opener's packet: its own reason is told, not the packet's.
-            if !matches!(event.kind, EventKind::Ended | EventKind::Translated) {
+            // A flow ends with a reply or with its opener's packet, and one that was lost begins again with either: its own
+            // reason is told, not the packet's.
+            let is_lost = event.kind == EventKind::NewFlow && expected.reason == Reason::Reply;
+            if !matches!(event.kind, EventKind::Ended | EventKind::Translated) && !is_lost {
                 prop_assert_eq!(event.reason, Some(expected.reason), "{}", context);
             }
             if event.kind != EventKind::Translated {

@@ -470,8 +470,22 @@ fn what_does_not_fit_is_refused_by_name_and_all_else_goes_in() {
     put(node, (frontend, plan.clone()));
     assert_eq!(refused(&node.apply()), []);
     plan.source_ranges.insert(cidr("192.0.16.0/24"));
-    put(node, (frontend, plan));
+    put(node, (frontend, plan.clone()));
     let report = node.apply();
     assert_eq!(refused(&report), [("service-6".to_owned(), "source_ranges", Kept::Older)]);
     assert_eq!(report.usage["source_ranges"].used, 16);
+    // Another frontend of its list comes after it and changes the list: it goes by the list as it then is.
+    plan.list = Arc::new(BackendList { backends: plan.list.backends[..2].to_vec(), ..(*plan.list).clone() });
+    let mut sharer = ServicePlan { source_ranges: BTreeSet::new(), ..plan.clone() };
+    sharer.id = ServiceId(100);
+    put(node, (frontend, plan));
+    node.plan.services.remove(&simple(7, 0).0);
+    put(node, (Frontend { port: Port(81), ..frontend }, sharer));
+    assert_eq!(refused(&node.apply()), [("service-6".to_owned(), "source_ranges", Kept::Older)]);
+    let services = node.with(|datapath| entries(&datapath.programs().map("services").unwrap()));
+    let of = |port: u16| {
+        let key = weft_abi::ServiceKey::from(&Frontend { port: Port(port), ..frontend });
+        bytemuck::pod_read_unaligned::<weft_abi::ServiceValue>(&services[bytemuck::bytes_of(&key)])
+    };
+    assert_eq!([80, 81].map(|port| (of(port).slots, of(port).list == of(80).list)), [(2, true), (2, true)]);
 }

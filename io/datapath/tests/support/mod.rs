@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use weft_datapath::{Capacity, Config, Datapath, PodAttachment, PodLink, device_name};
@@ -318,6 +319,23 @@ impl Node {
         self.pods.push(namespace.clone());
         Pod { namespace, v4, v6, attachment, link }
     }
+}
+
+/// What an agent of another version would have left: another digest, and a table whose values have another size.
+/// Connections' tables are the same.
+pub fn age_layout(node: &Node) {
+    let maps = node.config.bpffs_dir.join("maps");
+    node.worker.run(move || {
+        let layout = MapHandle::from_pinned_path(maps.join("layout")).unwrap();
+        layout.update(&0u32.to_ne_bytes(), &1u64.to_ne_bytes(), MapFlags::ANY).unwrap();
+        let options = libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+            ..Default::default()
+        };
+        std::fs::remove_file(maps.join("endpoints")).unwrap();
+        let mut other = MapHandle::create(MapType::Hash, Some("older"), 16, 24, 64, &options).unwrap();
+        other.pin(maps.join("endpoints")).unwrap();
+    });
 }
 
 fn unique() -> u64 {
