@@ -11,7 +11,7 @@ use weft_plan::{Changes, NodePlan};
 use crate::datapath::{Datapath, HeldNode, Memory};
 use crate::error::{ApplyError, ReadError};
 use crate::maps::Table;
-use crate::tables::KernelTables;
+use crate::tables::{KernelTables, PRESENT};
 use crate::usage::{Refused, Usage};
 use crate::{masquerade, node};
 
@@ -64,7 +64,6 @@ struct Difference {
     class_blocks: Changes<PrefixKey, u32>,
     policies: Changes<weft_abi::PolicyMapKey, weft_abi::PolicyValue>,
     routes: Changes<PrefixKey, weft_abi::RouteValue>,
-    announced: Changes<AddrKey, u32>,
 }
 
 impl Difference {
@@ -75,7 +74,6 @@ impl Difference {
             class_blocks: Changes::between(&from.class_blocks, &to.class_blocks),
             policies: Changes::between(&from.policies, &to.policies),
             routes: Changes::between(&from.routes, &to.routes),
-            announced: Changes::between(&from.announced, &to.announced),
         }
     }
 
@@ -102,7 +100,6 @@ impl Difference {
         report.count("class_blocks", &self.class_blocks);
         report.count("policies", &self.policies);
         report.count("routes", &self.routes);
-        report.count("announced", &self.announced);
     }
 }
 
@@ -113,29 +110,38 @@ impl Datapath {
     pub fn apply(&self, plan: &NodePlan) -> Result<Report, ApplyError> {
         let mut memory = self.memory();
         let mut report = Report::default();
-        self.withdraw(&mut memory, plan)?;
+        self.withdraw(plan, &mut report)?;
         let node = self.apply_node(&mut memory, plan, &mut report);
         let services = self.apply_services(&mut memory, plan, &mut report);
+        let announced = self.announce(plan, &mut report);
         // A table that fails holds up neither the programs that judge by those that do not, nor masquerading. New programs
         // take the places of those that run as soon as what they judge by is complete.
         let attached = if node.is_ok() { self.attach(&mut memory) } else { Ok(()) };
         let masquerade = self.masquerade(&mut memory, plan);
         report.epoch = self.epoch()?;
-        node.and(services).and(attached).and(masquerade)?;
+        node.and(services).and(announced).and(attached).and(masquerade)?;
         Ok(report)
     }
 
     /// An address that another node may be announcing already is given up whatever else fails.
-    fn withdraw(&self, memory: &mut Memory, plan: &NodePlan) -> Result<(), ApplyError> {
-        let held = self.maps().announced.read()?;
-        let gone: Vec<AddrKey> =
-            held.into_keys().filter(|addr| !plan.announced.contains(&(*addr).into())).collect();
-        if gone.is_empty() {
-            return Ok(());
-        }
-        // Should what follows fail, the next plan starts from what the kernel then holds.
-        memory.node = None;
-        self.maps().announced.remove(&gone, &AddrKey::describe)
+    fn withdraw(&self, plan: &NodePlan, report: &mut Report) -> Result<(), ApplyError> {
+        let Changes { remove: gone, .. } = self.announced_changes(plan)?;
+        self.maps().announced.remove(&gone, &AddrKey::describe)?;
+        report.count("announced", &Changes::<_, u32> { put: Vec::new(), remove: gone });
+        Ok(())
+    }
+
+    /// Nothing rests on it, so nothing waits for it.
+    fn announce(&self, plan: &NodePlan, report: &mut Report) -> Result<(), ApplyError> {
+        let changes = self.announced_changes(plan)?;
+        put(&self.maps().announced, &changes)?;
+        report.count("announced", &changes);
+        Ok(())
+    }
+
+    fn announced_changes(&self, plan: &NodePlan) -> Result<Changes<AddrKey, u32>, ReadError> {
+        let wanted = plan.announced.iter().map(|addr| ((*addr).into(), PRESENT)).collect();
+        Ok(Changes::between(&self.maps().announced.read()?, &wanted))
     }
 
     fn apply_node(
@@ -175,9 +181,7 @@ impl Datapath {
         if difference.removes_judgement() {
             self.raise_epoch()?;
         }
-        // Nothing rests on it, so nothing waits for it.
-        put(&self.maps().announced, &difference.announced)?;
-        remove(&self.maps().announced, &difference.announced)
+        Ok(())
     }
 
     /// How often what flows' entries rest on has changed.

@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use nix::mount::{MsFlags, mount};
-use support::{Fabric, Node, PATIENCE, Pod, addr, age_layout, connect, echo_udp, ping, serve_tcp, serve_udp};
+use support::{
+    Fabric, Node, PATIENCE, Pod, addr, age_layout, connect, echo_udp, ping, serve_tcp, serve_udp,
+    serve_udp_at,
+};
 use weft_abi::{Event, EventKind, Flow, FlowKey, FlowValue, Hook};
 use weft_datapath::{ApplyError, Datapath, KernelWrites, OpenError, Writes};
 use weft_model::{Addr, Cidr, Direction, PodKey, Port, Protocol, Routing, ServiceKey, Uid, Verdict};
@@ -282,7 +285,9 @@ fn a_table_that_fails_holds_up_neither_policy_nor_new_programs() {
     fabric.apply_all();
     let node = &mut fabric.nodes[0];
     serve_udp(&server.namespace, 53);
-    serve_udp(&fabric.outside, 53);
+    for outside in ["192.0.2.1:53", "[2001:db8::1]:53"] {
+        serve_udp_at(&fabric.outside, outside);
+    }
     let backend = weft_plan::Backend::at(server.v4, Port(53));
     let service = ServicePlan::cluster_ip(ServiceId(1), ServiceKey::new("test", "dns"), vec![backend]);
     let frontend = Frontend { addr: addr("10.96.1.1"), protocol: Protocol::UDP, port: Port(53) };
