@@ -119,12 +119,13 @@ impl Control {
     }
 
     fn status(&self) -> Value {
-        let plan = self.plans.current();
+        let state = self.plans.read();
+        let plan = &state.loaded;
         json!({
             "node": self.node,
             "ready": plan.is_some(),
             "plan": plan.as_ref().map(|loaded| json!({
-                "source": loaded.source,
+                "source": loaded.origin,
                 "since": loaded.since.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
                 "domain": loaded.plan.domain,
                 "names": loaded.plan.names.len(),
@@ -138,7 +139,8 @@ impl Control {
     }
 
     fn prometheus(&self) -> String {
-        let plan = self.plans.current();
+        let state = self.plans.read();
+        let plan = &state.loaded;
         let names = plan.as_ref().map_or(0, |loaded| loaded.plan.names.len());
         let cache = self.forwarder.cache_counts();
         self.metrics.to_prometheus(&[

@@ -1,34 +1,49 @@
 //! The node's name server: sockets around core/decide's name answers, upstream forwarding and its cache.
 //! Which names exist is computed in core/compile; what a question gets is decided in core/decide.
 
+mod batch;
 mod believe;
 #[allow(dead_code, reason = "limits follow the settings")]
 mod cache;
+mod connections;
 mod control;
 #[allow(dead_code, reason = "the wire form is for the fast path")]
 mod entry;
+mod fair;
 mod forward;
 mod metrics;
 mod plan;
+mod poll;
+mod quick;
+mod reader;
+mod ready;
 mod reply;
 mod serve;
 mod sockets;
+mod tally;
+mod threads;
 mod upstreams;
+mod wire;
 
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use upstreams::Upstreams;
 
+use fair::Admission;
 use forward::Forwarder;
 use metrics::Metrics;
 use plan::PlanHolder;
+use reader::Serving;
 use serve::Server;
 use sockets::Listening;
+use threads::Threads;
 
 /// Everything the name server of one node needs to know; the names themselves come over `socket`.
 #[derive(Clone, Debug)]
@@ -78,6 +93,8 @@ pub enum Error {
     NothingToListenOn,
     #[error("cannot listen on control socket {}: {source}", path.display())]
     Control { path: PathBuf, source: std::io::Error },
+    #[error("cannot start a serving thread: {0}")]
+    Thread(std::io::Error),
     #[error("cannot wait for signals: {0}")]
     Signals(std::io::Error),
 }
@@ -111,12 +128,18 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> Result
         listen: listening.addresses(),
     };
     let control = control.listen(&config.socket)?;
-    let server = Arc::new(Server::new(plans, forwarder, metrics));
+    let serving = Serving {
+        server: Arc::new(Server::new(plans, forwarder)),
+        metrics,
+        admission: Admission::new(threads::limits(), Instant::now()),
+        runtime: Handle::current(),
+    };
     tracing::info!(node = config.node, addresses = ?listening.addresses(), "answering names");
-    let mut tasks = serve::spawn(server, listening);
-    tasks.spawn(control);
+    let threads = Threads::start(Arc::new(serving), listening)?;
+    let control = tokio::spawn(control);
     stop.await;
-    tasks.shutdown().await;
+    threads.end().await;
+    control.abort();
     // A name that nobody listens on would make clients wait instead of fail.
     let _ = std::fs::remove_file(&config.socket);
     tracing::info!(node = config.node, "no longer answering names");

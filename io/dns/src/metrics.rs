@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Map, Value};
 
+use crate::tally::Serving;
+
 /// A counter with one label; what it counts is said in `Metrics::all`.
 #[derive(Default)]
 pub struct Counter(AtomicU64);
@@ -14,6 +16,10 @@ impl Counter {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub fn add_many(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -21,22 +27,7 @@ impl Counter {
 
 #[derive(Default)]
 pub struct Metrics {
-    pub udp_queries: Counter,
-    pub tcp_queries: Counter,
-    pub tcp_connections: Counter,
-    pub dropped: Counter,
-    pub from_plan: Counter,
-    pub from_cache: Counter,
-    pub from_upstream: Counter,
-    pub not_ready: Counter,
-    pub noerror: Counter,
-    pub nxdomain: Counter,
-    pub servfail: Counter,
-    pub refused: Counter,
-    pub formerr: Counter,
-    pub other_code: Counter,
-    pub truncated: Counter,
-    pub shed: Counter,
+    pub serving: Serving,
     pub upstream_queries: Counter,
     pub upstream_shared: Counter,
     pub upstream_failures: Counter,
@@ -64,48 +55,6 @@ impl Metrics {
         };
         vec![
             family(
-                "weft_dns_queries_total",
-                "Questions received.",
-                "transport",
-                &[("udp", &self.udp_queries), ("tcp", &self.tcp_queries)],
-            ),
-            family(
-                "weft_dns_answers_total",
-                "Answers by what they were made from.",
-                "source",
-                &[
-                    ("plan", &self.from_plan),
-                    ("cache", &self.from_cache),
-                    ("upstream", &self.from_upstream),
-                    ("not-ready", &self.not_ready),
-                ],
-            ),
-            family(
-                "weft_dns_responses_total",
-                "Responses by code.",
-                "rcode",
-                &[
-                    ("NOERROR", &self.noerror),
-                    ("NXDOMAIN", &self.nxdomain),
-                    ("SERVFAIL", &self.servfail),
-                    ("REFUSED", &self.refused),
-                    ("FORMERR", &self.formerr),
-                    ("other", &self.other_code),
-                ],
-            ),
-            family(
-                "weft_dns_problems_total",
-                "What did not go as it should.",
-                "kind",
-                &[("dropped", &self.dropped), ("truncated", &self.truncated), ("shed", &self.shed)],
-            ),
-            family(
-                "weft_dns_tcp_connections_total",
-                "TCP connections accepted.",
-                "",
-                &[("", &self.tcp_connections)],
-            ),
-            family(
                 "weft_dns_upstream_total",
                 "Questions to upstream servers.",
                 "event",
@@ -129,6 +78,7 @@ impl Metrics {
 
     pub fn to_json(&self) -> Value {
         let mut json = Map::new();
+        self.serving.add_json(&mut json);
         for family in self.all() {
             let short = family.name.trim_start_matches("weft_dns_").trim_end_matches("_total");
             for (value, count) in family.members {
@@ -141,6 +91,7 @@ impl Metrics {
 
     pub fn to_prometheus(&self, gauges: &[(&str, &str, u64)]) -> String {
         let mut text = String::new();
+        self.serving.write_prometheus(&mut text);
         for family in self.all() {
             let _ = writeln!(text, "# HELP {} {}\n# TYPE {0} counter", family.name, family.help);
             for (value, count) in family.members {

@@ -6,9 +6,9 @@ use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 
 const HEADER: usize = 12;
 /// What fits into a UDP response when the client says nothing (RFC 1035 2.3.4).
-const PLAIN_UDP: u16 = 512;
+pub const PLAIN_UDP: u16 = 512;
 /// The largest UDP response that no usual path fragments (DNS flag day 2020).
-const LARGEST_UDP: u16 = 1232;
+pub const LARGEST_UDP: u16 = 1232;
 /// A question carries an OPT record and perhaps a signature; more is nonsense.
 const MOST_ADDITIONALS: u16 = 4;
 /// RFC 8914 3: the option that says in words what went wrong.
@@ -67,6 +67,7 @@ pub struct Explanation {
 }
 
 impl Explanation {
+    pub const OTHER: u16 = 0;
     pub const STALE: u16 = 3;
     pub const NOT_READY: u16 = 14;
     pub const STALE_NXDOMAIN: u16 = 19;
@@ -149,6 +150,8 @@ impl Request {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fit {
     Whole,
+    /// Only additional records are left out.
+    Shortened,
     Truncated,
 }
 
@@ -162,7 +165,7 @@ pub fn encode(request: &Request, answer: Answer, transport: Transport, out: &mut
     }
     message.additionals.clear();
     if emit(&message, out) && out.len() <= limit {
-        return Fit::Whole;
+        return Fit::Shortened;
     }
     message.metadata.truncation = true;
     message.authorities.clear();

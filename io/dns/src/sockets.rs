@@ -18,8 +18,14 @@ const RECEIVE_BUFFER: usize = 1 << 20;
 /// More readers than this share nothing but the lock on the network device.
 const MOST_READERS: usize = 8;
 
-/// For every address: UDP sockets that share the port (SO_REUSEPORT), one for each reader, and a TCP listener.
+/// For each reader its own UDP sockets and TCP listeners, one of each for every address; those of an address share its port
+/// (SO_REUSEPORT), so that no two threads wait for one queue.
 pub struct Listening {
+    pub readers: Vec<Sockets>,
+}
+
+#[derive(Default)]
+pub struct Sockets {
     pub udp: Vec<UdpSocket>,
     pub tcp: Vec<TcpListener>,
 }
@@ -42,7 +48,7 @@ impl Listening {
 
     fn open_here(config: &Config) -> Result<Self, Error> {
         let readers = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_READERS);
-        let mut listening = Self { udp: Vec::new(), tcp: Vec::new() };
+        let mut listening = Self { readers: (0..readers).map(|_| Sockets::default()).collect() };
         for ip in &config.listen {
             let any = SocketAddr::new(*ip, config.port);
             let port = if config.port == 0 {
@@ -51,17 +57,23 @@ impl Listening {
                 config.port
             };
             let address = SocketAddr::new(*ip, port);
-            for _ in 0..readers {
-                listening.udp.push(udp(address).map_err(listen_error(address, "UDP"))?);
+            for reader in &mut listening.readers {
+                reader.udp.push(udp(address).map_err(listen_error(address, "UDP"))?);
+                reader.tcp.push(tcp(address).map_err(listen_error(address, "TCP"))?);
             }
-            listening.tcp.push(tcp(address).map_err(listen_error(address, "TCP"))?);
         }
         Ok(listening)
     }
 
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+        let first = self.readers.first().map_or(&[][..], |reader| &reader.tcp);
+        first.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     }
+}
+
+/// Bound to all addresses of its family, a socket must be told which one to answer from: the one that was asked.
+pub fn is_bound_to_all(socket: &UdpSocket) -> bool {
+    socket.local_addr().is_ok_and(|address| address.ip().is_unspecified())
 }
 
 /// A port that is free for UDP and TCP alike. Sockets that would share a port find one that another server already
@@ -103,6 +115,11 @@ fn enter(netns: Option<&Path>) -> Result<(), Error> {
 
 fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = bound(address, SockType::Datagram)?;
+    match address {
+        _ if !address.ip().is_unspecified() => {}
+        SocketAddr::V4(_) => set_int(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?,
+        SocketAddr::V6(_) => set_int(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?,
+    }
     let udp = UdpSocket::from(socket);
     udp.set_nonblocking(true)?;
     Ok(udp)

@@ -76,7 +76,7 @@ async fn the_last_good_plan_outlives_bad_ones_and_the_process() {
     assert_eq!(rows(&next.ask("web.shop.svc.cluster.local.", RecordType::A).await).len(), 1);
     let (_, metrics) = next.http("GET", "/metrics", b"").await;
     assert!(
-        metrics.contains("weft_dns_ready 1\n") && metrics.contains("{transport=\"udp\"} 1\n"),
+        metrics.contains("weft_dns_ready 1\n") && metrics.contains("{transport=\"udp\",type=\"A\"} 1\n"),
         "{metrics}"
     );
     next.stop().await;
