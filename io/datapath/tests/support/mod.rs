@@ -25,6 +25,8 @@ use weft_model::{Addr, Cidr, NodeName, PodKey, Routing, Uid};
 use weft_plan::{EndpointPlan, NextHop, NodePlan, NodeSettings};
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Tests make many nodes, and few flows in each.
+const FEW_FLOWS: u32 = 1 << 14;
 
 /// A network namespace that lives as long as its descriptor.
 #[derive(Clone)]
@@ -185,6 +187,11 @@ fn pod_cidrs(number: u8) -> BTreeSet<Cidr> {
 
 impl Fabric {
     pub fn new(count: u8, routing: Routing) -> Self {
+        Self::with(count, routing, FEW_FLOWS)
+    }
+
+    /// Nodes with so large a flow table.
+    pub fn with(count: u8, routing: Routing, flow_entries: u32) -> Self {
         let outside = Namespace::new();
         outside.ip("link add br0 type bridge");
         outside.ip("link set br0 addrgenmode none");
@@ -201,18 +208,19 @@ impl Fabric {
                 let path = namespace.path();
                 outside.ip(&format!("link add {port} type veth peer name eth0 netns {}", path.display()));
                 outside.ip(&format!("link set {port} master br0 up"));
-                Node::new(number, count, namespace, routing)
+                Node::new(number, count, namespace, routing, flow_entries)
             })
             .collect();
         Self { outside, nodes }
     }
 
     /// Two nodes on one wire, without anything between them or outside.
-    pub fn wired(routing: Routing) -> Self {
+    pub fn wired_with(routing: Routing, flow_entries: u32) -> Self {
         let (one, other) = (Namespace::new(), Namespace::new());
         one.ip(&format!("link add eth0 type veth peer name eth0 netns {}", other.path().display()));
         other.ip("link set eth0 up");
-        let nodes = vec![Node::new(1, 2, one, routing), Node::new(2, 2, other, routing)];
+        let nodes =
+            vec![Node::new(1, 2, one, routing, flow_entries), Node::new(2, 2, other, routing, flow_entries)];
         Self { outside: Namespace::new(), nodes }
     }
 
@@ -235,7 +243,7 @@ impl Fabric {
 
 impl Node {
     /// Its uplink `eth0` is in the namespace already.
-    fn new(number: u8, count: u8, namespace: Namespace, routing: Routing) -> Self {
+    fn new(number: u8, count: u8, namespace: Namespace, routing: Routing, flow_entries: u32) -> Self {
         namespace.ip("link set lo up");
         namespace.ip(&format!("addr add {}/24 dev eth0", node_v4(number)));
         namespace.ip(&format!("addr add {}/64 dev eth0 nodad", node_v6(number)));
@@ -250,7 +258,7 @@ impl Node {
             cgroup_dir: cgroup.0.clone(),
             uplink: "eth0".to_owned(),
             routing,
-            flow_entries: 1 << 14,
+            flow_entries,
             capacity: Capacity::default(),
         };
         let worker = Worker::new(namespace.clone(), directory.path().to_owned());
@@ -468,17 +476,30 @@ pub fn ping(namespace: &Namespace, to: Addr) -> bool {
     matches!(socket.recv_from(&mut answer), Ok((9, _)) if answer[8] == 42)
 }
 
-/// ETHTOOL_STXCSUM off: the kernel then computes each checksum in software, and the receiver verifies it.
+/// What a device does for the kernel, by the number of ethtool's command.
+#[derive(Clone, Copy, Debug)]
+pub enum Offload {
+    /// Without it the kernel computes each checksum in software, and the receiver verifies it.
+    Checksums = 0x17,
+    ScatterGather = 0x19,
+    /// Without these it makes the segments itself.
+    TcpSegments = 0x1f,
+    Segments = 0x24,
+}
+
 pub fn checksum_offload_off(device: &str) {
+    offload_off(device, Offload::Checksums);
+}
+
+pub fn offload_off(device: &str, offload: Offload) {
     #[repr(C)]
     struct Value {
         command: u32,
         data: u32,
     }
     const SIOCETHTOOL: libc::c_ulong = 0x8946;
-    const ETHTOOL_STXCSUM: u32 = 0x17;
     let socket = UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| UdpSocket::bind(("::", 0))).unwrap();
-    let mut value = Value { command: ETHTOOL_STXCSUM, data: 0 };
+    let mut value = Value { command: offload as u32, data: 0 };
     // SAFETY: all-zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
