@@ -1,7 +1,7 @@
 /* What other machines send: tcx ingress on the uplink and on the tunnel device. */
 #include "lib/announce.h"
 #include "lib/edge.h"
-#include "lib/known.h"
+#include "lib/from_tunnel.h"
 
 #define PACKET_FOR_US 0
 /* Its destination is no pod of this node; not one of the actions that a program may return. */
@@ -65,22 +65,23 @@ __noinline int from_net_any(struct __sk_buff *skb, __u32 flow_flags)
     struct packet packet = {.flow_flags = flow_flags};
     struct verdict verdict = {};
     struct found found;
-    struct weft_end end;
+    struct ends ends;
     if (parse_network(skb, &packet))
         return to_node(skb);
-    const struct weft_endpoint *local = bpf_map_lookup_elem(&endpoints, &packet.destination);
-    if (!local || local->kind != WEFT_ENDPOINT_POD)
+    ends.receiver = bpf_map_lookup_elem(&endpoints, &packet.destination);
+    if (!ends.receiver || ends.receiver->kind != WEFT_ENDPOINT_POD)
         return NOT_FOR_POD;
     __u8 broken = parse_transport(skb, &packet);
     if (!broken && find_current(&packet, &found) && (flow_flags || is_known(skb, &found))) {
         follow_flow(skb, &packet, &found, WEFT_HOOK_FROM_NET, &verdict);
     } else {
-        resolve(&packet.source, &end);
-        if (!flow_flags && is_spoofed(skb, &end))
+        describe_endpoint(ends.receiver, &verdict.to);
+        ends.sender = resolve(&packet.source, &ends.source);
+        if (!flow_flags && is_spoofed(skb, &ends.source))
             broken = WEFT_REASON_SPOOFED_SOURCE;
         if (broken)
             return refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, broken);
-        track(skb, &packet, &found, WEFT_HOOK_FROM_NET, &verdict);
+        track(skb, &packet, &ends, &found, WEFT_HOOK_FROM_NET, &verdict);
     }
     if (is_denial(verdict.reason))
         return refuse(skb, &packet, WEFT_HOOK_FROM_NET, &verdict);
@@ -216,7 +217,9 @@ __noinline int from_net_edge(struct __sk_buff *skb)
 SEC("tc")
 int from_net(struct __sk_buff *skb)
 {
-    int action = from_net_known(skb);
+    int action = from_tunnel(skb);
+    if (action == NOT_KNOWN)
+        action = from_net_known(skb);
     if (action == NOT_KNOWN)
         action = answer_neighbours(skb);
     if (action == NOT_ANNOUNCED)

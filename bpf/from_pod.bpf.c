@@ -34,8 +34,7 @@ static __always_inline int forward_from_pod(struct __sk_buff *skb, const struct 
 
 static __always_inline bool is_from(const struct found *found, __u32 ifindex)
 {
-    const struct weft_end *from = found->from_b ? &found->flow->ends[1] : &found->flow->ends[0];
-    return from->kind == WEFT_END_POD && from->ifindex == ifindex;
+    return is_at(found->from_b ? &found->flow->ends[1] : &found->flow->ends[0], ifindex);
 }
 
 static __noinline int from_pod_known(struct __sk_buff *skb)
@@ -48,25 +47,25 @@ static __noinline int from_pod_known(struct __sk_buff *skb)
         return NOT_KNOWN;
     const struct weft_end *from = &flow->ends[plain.from_b ? 1 : 0], *to = &flow->ends[plain.from_b ? 0 : 1];
     const struct weft_addr *via = (const struct weft_addr *)to->target;
-    if (from->kind != WEFT_END_POD || from->ifindex != skb->ifindex || !is_open(flow, to))
+    if (!is_at(from, skb->ifindex) || !is_open(flow, to))
         return NOT_KNOWN;
-    bool tunnelled = weft_config.routing == WEFT_ROUTING_VXLAN && to->kind != WEFT_END_POD;
-    if ((tunnelled && !set_tunnel(skb, via)) || !rewrite_plain(skb, &plain, to))
+    if (!rewrite_plain(skb, &plain, to))
         return NOT_KNOWN;
     account(skb, &plain, flow, WEFT_HOOK_FROM_POD);
     if (to->kind == WEFT_END_POD)
         return bpf_redirect_peer(to->ifindex, 0);
-    return tunnelled ? send_tunnelled(skb) : send_direct(via);
+    if (weft_config.routing == WEFT_ROUTING_DIRECT)
+        return send_direct(skb, via);
+    int action = send_tunnelled(skb, via);
+    return action == DROP ? refuse_plain(skb, &plain, WEFT_HOOK_FROM_POD, WEFT_REASON_TUNNEL_FAILED) : action;
 }
 
 /* Only then services are asked: pods pay nothing for them on the way to each other. */
-static __always_inline bool may_be_service(const struct packet *packet)
+static __always_inline bool may_be_service(const struct packet *packet, const struct weft_end *to)
 {
-    struct weft_end to;
     if (packet->protocol != PROTOCOL_TCP && packet->protocol != PROTOCOL_UDP && !packet->is_icmp_error)
         return false;
-    resolve(&packet->destination, &to);
-    return to.kind == WEFT_END_HOST || to.kind == WEFT_END_REMOTE || to.kind == WEFT_END_SERVICES || to.kind == WEFT_END_OUTSIDE;
+    return to->kind == WEFT_END_HOST || to->kind == WEFT_END_REMOTE || to->kind == WEFT_END_SERVICES || to->kind == WEFT_END_OUTSIDE;
 }
 
 /* The general way: any packet at all. */
@@ -84,13 +83,15 @@ __noinline int from_pod_any(struct __sk_buff *skb, __u32 stage)
     if (!broken && find_current(&packet, &found) && (stage == STAGE_TRANSLATED || is_from(&found, skb->ifindex))) {
         follow_flow(skb, &packet, &found, WEFT_HOOK_FROM_POD, &verdict);
     } else {
-        if (stage != STAGE_TRANSLATED && !is_pod_at(&packet.source, skb->ifindex))
+        struct ends ends;
+        resolve_ends(&packet, &ends, &verdict);
+        if (stage != STAGE_TRANSLATED && !is_at(&ends.source, skb->ifindex))
             broken = WEFT_REASON_SPOOFED_SOURCE;
         if (broken)
             return refuse_with(skb, &packet, WEFT_HOOK_FROM_POD, broken);
-        if (stage == STAGE_FIRST && may_be_service(&packet))
+        if (stage == STAGE_FIRST && may_be_service(&packet, &verdict.to))
             return FOR_SERVICE;
-        track(skb, &packet, &found, WEFT_HOOK_FROM_POD, &verdict);
+        track(skb, &packet, &ends, &found, WEFT_HOOK_FROM_POD, &verdict);
     }
     if (is_denial(verdict.reason))
         return refuse(skb, &packet, WEFT_HOOK_FROM_POD, &verdict);

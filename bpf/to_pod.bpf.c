@@ -1,33 +1,29 @@
 /* What the node's own stack sends to a pod: tcx egress on the host side of its link. Deliveries by redirect do not pass here. */
 #include "lib/edge.h"
 
-static __always_inline bool is_own_stack(const struct weft_addr *addr)
-{
-    const struct weft_endpoint *endpoint = bpf_map_lookup_elem(&endpoints, addr);
-    return endpoint && endpoint->kind == WEFT_ENDPOINT_HOST;
-}
-
 __noinline int to_pod_any(struct __sk_buff *skb)
 {
     struct packet packet = {};
     struct verdict verdict = {};
     struct found found;
+    struct ends ends;
     __u8 broken = parse_network(skb, &packet);
     if (broken == WEFT_REASON_NOT_IP)
         return TO_STACK;
     if (!broken && is_link_local(&packet.destination))
         broken = WEFT_REASON_LINK_LOCAL;
-    if (!broken && !is_pod_at(&packet.destination, skb->ifindex))
+    resolve_ends(&packet, &ends, &verdict);
+    if (!broken && !is_at(&verdict.to, skb->ifindex))
         broken = WEFT_REASON_NO_SUCH_POD;
     if (!broken)
         broken = parse_transport(skb, &packet);
     if (broken)
         return refuse_with(skb, &packet, WEFT_HOOK_TO_POD, broken);
-    track(skb, &packet, &found, WEFT_HOOK_TO_POD, &verdict);
+    track(skb, &packet, &ends, &found, WEFT_HOOK_TO_POD, &verdict);
     if (is_denial(verdict.reason)) {
         /* Its node reaches a pod even on a flow that the pod itself may no longer use. */
         bool is_policy = verdict.reason <= WEFT_REASON_IDENTITY_UNKNOWN;
-        if (!is_policy || !is_own_stack(&packet.source))
+        if (!is_policy || ends.source.kind != WEFT_END_HOST)
             return refuse(skb, &packet, WEFT_HOOK_TO_POD, &verdict);
         verdict.reason = WEFT_REASON_FROM_OWN_NODE;
     }

@@ -67,8 +67,11 @@ struct weft_flow {
     __u8 flags;
     __u8 tcp;
     __u8 reserved;
+    /* The timer's count at the last packet that was put together from segments and came through a tunnel; its low half. */
+    __u32 bulk;
     /* Of `a` and `b`, as they were in `epoch`: spares the look-ups for every packet but the first. */
     struct weft_end ends[2];
+    __u32 reserved_end;
 };
 
 /* Map `fragments`: what the first fragment said. `protocol` is the one beside the fragment's identification. */

@@ -26,26 +26,38 @@ static __always_inline void resolve_route(const struct weft_addr *addr, struct w
                                                   : WEFT_END_OUTSIDE;
 }
 
+static __always_inline void describe_endpoint(const struct weft_endpoint *endpoint, struct weft_end *end)
+{
+    end->kind = endpoint->kind == WEFT_ENDPOINT_POD ? WEFT_END_POD : WEFT_END_HOST;
+    end->ifindex = endpoint->ifindex;
+    copy_target(end->target, (const __u32 *)endpoint->pod_mac);
+    end->target[3] = 0;
+}
+
 /* Returns the endpoint if the address ends on this node. */
 static __always_inline const struct weft_endpoint *resolve(const struct weft_addr *addr, struct weft_end *end)
 {
     const struct weft_endpoint *endpoint = bpf_map_lookup_elem(&endpoints, addr);
-    __builtin_memset(end, 0, sizeof(*end));
-    if (!endpoint) {
-        resolve_route(addr, end);
-        return NULL;
+    if (endpoint) {
+        describe_endpoint(endpoint, end);
+        return endpoint;
     }
-    end->kind = endpoint->kind == WEFT_ENDPOINT_POD ? WEFT_END_POD : WEFT_END_HOST;
-    end->ifindex = endpoint->ifindex;
-    copy_target(end->target, (const __u32 *)endpoint->pod_mac);
-    return endpoint;
+    __builtin_memset(end, 0, sizeof(*end));
+    resolve_route(addr, end);
+    return NULL;
 }
 
-/* Whether `addr` is an address of the pod behind this device. */
-static __always_inline bool is_pod_at(const struct weft_addr *addr, __u32 ifindex)
+/* What a packet's addresses are to this node, asked once; what its destination is besides is in the verdict. */
+struct ends {
+    struct weft_end source;
+    const struct weft_endpoint *sender;
+    const struct weft_endpoint *receiver;
+};
+
+/* Whether it is the pod behind this device. */
+static __always_inline bool is_at(const struct weft_end *end, __u32 ifindex)
 {
-    const struct weft_endpoint *endpoint = bpf_map_lookup_elem(&endpoints, addr);
-    return endpoint && endpoint->kind == WEFT_ENDPOINT_POD && endpoint->ifindex == ifindex;
+    return end->kind == WEFT_END_POD && end->ifindex == ifindex;
 }
 
 /* Addresses of the cluster that lead nowhere are not: a packet to them is allowed, and then refused. */

@@ -13,7 +13,7 @@ static __always_inline void count(__u32 slot, __u64 packets, __u64 bytes)
     }
 }
 
-static __always_inline struct weft_event *reserve_event(__u8 kind, __u8 hook, __u8 reason)
+static __always_inline struct weft_event *reserve_event_of(__u64 at, __u8 kind, __u8 hook, __u8 reason)
 {
     struct weft_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
     if (!event) {
@@ -21,11 +21,16 @@ static __always_inline struct weft_event *reserve_event(__u8 kind, __u8 hook, __
         return NULL;
     }
     __builtin_memset(event, 0, sizeof(*event));
-    event->at = bpf_ktime_get_ns();
+    event->at = at;
     event->kind = kind;
     event->hook = hook;
     event->reason = reason;
     return event;
+}
+
+static __always_inline struct weft_event *reserve_event(__u8 kind, __u8 hook, __u8 reason)
+{
+    return reserve_event_of(bpf_ktime_get_ns(), kind, hook, reason);
 }
 
 /* The reader polls: a wake-up for each flow would cost more than the flow. */

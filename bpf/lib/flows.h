@@ -57,7 +57,8 @@ static __noinline void report_flow(struct __sk_buff *skb, const struct weft_flow
 {
     if (!key || !flow)
         return;
-    struct weft_event *event = reserve_event(kind, hook, flow->reason);
+    /* As exact as the timer: the clock itself would cost as much as the rest of the event. */
+    struct weft_event *event = reserve_event_of(flow->last_seen, kind, hook, flow->reason);
     if (!event)
         return;
     bool by_b = flow->flags & WEFT_FLOW_OPENED_BY_B;
@@ -136,15 +137,31 @@ static __always_inline void nat_key(const struct packet *packet, struct weft_nat
 static __noinline bool answers_lost(const struct packet *packet)
 {
     struct weft_nat_key key;
-    if (!packet || (packet->protocol != PROTOCOL_TCP && packet->protocol != PROTOCOL_UDP) || is_opening(packet))
+    if (!packet || (packet->protocol != PROTOCOL_TCP && packet->protocol != PROTOCOL_UDP))
         return false;
     nat_key(packet, &key);
     const struct weft_nat *entry = bpf_map_lookup_elem(&nat, &key);
     return entry && entry->flags & WEFT_NAT_REPLY;
 }
 
-static __always_inline void open_flow(struct __sk_buff *skb, const struct packet *packet, const struct found *found, __u8 hook,
-                                      struct verdict *verdict)
+/* An entry of the same addresses and ports is used again where it is: only at first there has to be room for it. Until its epoch
+ * is written, which is last, nobody goes by it. */
+static __always_inline bool put_flow(const struct found *found, struct weft_flow *flow)
+{
+    struct weft_flow *there = found->flow;
+    if (!there)
+        return !bpf_map_update_elem(&flows, &found->key, flow, BPF_ANY);
+    __u32 now = flow->epoch;
+    flow->epoch = 0;
+    *(volatile __u32 *)&there->epoch = 0;
+    *there = *flow;
+    asm volatile("" ::: "memory");
+    *(volatile __u32 *)&there->epoch = now;
+    return true;
+}
+
+static __always_inline void open_flow(struct __sk_buff *skb, const struct packet *packet, const struct ends *ends,
+                                      const struct found *found, __u8 hook, struct verdict *verdict)
 {
     __u32 zero = 0;
     struct weft_flow *flow = bpf_map_lookup_elem(&draft, &zero);
@@ -152,23 +169,25 @@ static __always_inline void open_flow(struct __sk_buff *skb, const struct packet
     if (!flow)
         return;
     struct judgement judgement;
-    bool lost = !packet->flow_flags && answers_lost(packet), opened_by_b = found->from_b != lost;
+    bool lost = !packet->flow_flags && !is_opening(packet) && answers_lost(packet), opened_by_b = found->from_b != lost;
     struct pair pair = {
         .opener = lost ? &packet->destination : &packet->source,
         .responder = lost ? &packet->source : &packet->destination,
         .port = lost ? packet->source_port : packet->destination_port,
         .protocol = packet->protocol,
     };
-    __builtin_memset(flow, 0, sizeof(*flow));
-    const struct weft_endpoint *sender = resolve(&packet->source, found->from_b ? &flow->ends[1] : &flow->ends[0]);
-    const struct weft_endpoint *receiver = resolve(&packet->destination, &verdict->to);
-    judge(&pair, lost ? receiver : sender, lost ? sender : receiver, &judgement);
-    verdict->reason = flow->reason = judgement.reason;
-    verdict->egress_rule = flow->egress_rule = judgement.egress_rule;
-    verdict->ingress_rule = flow->ingress_rule = judgement.ingress_rule;
+    judge(&pair, lost ? ends->receiver : ends->sender, lost ? ends->sender : ends->receiver, &judgement);
+    verdict->reason = judgement.reason;
+    verdict->egress_rule = judgement.egress_rule;
+    verdict->ingress_rule = judgement.ingress_rule;
     if (is_denial(judgement.reason))
         return;
-    flow->ends[found->from_b ? 0 : 1] = verdict->to;
+    __builtin_memset(flow, 0, sizeof(*flow));
+    flow->reason = judgement.reason;
+    flow->egress_rule = judgement.egress_rule;
+    flow->ingress_rule = judgement.ingress_rule;
+    flow->ends[0] = found->from_b ? verdict->to : ends->source;
+    flow->ends[1] = found->from_b ? ends->source : verdict->to;
     see(flow);
     flow->created = flow->last_seen;
     flow->packets[lost] = 1;
@@ -181,7 +200,7 @@ static __always_inline void open_flow(struct __sk_buff *skb, const struct packet
         verdict->flags = flow->flags;
         verdict->reason = WEFT_REASON_REPLY;
     }
-    if (bpf_map_update_elem(&flows, &found->key, flow, BPF_ANY)) {
+    if (!put_flow(found, flow)) {
         verdict->reason = WEFT_REASON_TABLE_FULL;
         return;
     }
@@ -242,15 +261,20 @@ static __always_inline bool find_current(const struct packet *packet, struct fou
     return found->flow && found->flow->epoch == current_epoch();
 }
 
-/* An ICMP error belongs to the flow it speaks of. False: there is none. */
+/* An ICMP error belongs to the flow it speaks of. False: there is none. What it quotes is read into the draft: it is too large for
+ * the stack. */
 static __noinline bool relate(struct __sk_buff *skb, const struct packet *error, struct found *found, struct verdict *verdict)
 {
-    if (!error || !found || !verdict)
+    __u32 zero = 0;
+    struct weft_quotation *room = bpf_map_lookup_elem(&quotation_draft, &zero);
+    if (!error || !found || !verdict || !room)
         return false;
-    struct packet quoted = {};
-    if (!parse_quoted(skb, error, &quoted))
+    struct packet *quoted = (struct packet *)room;
+    _Static_assert(sizeof(*quoted) <= sizeof(*room), "a packet has room");
+    __builtin_memset(quoted, 0, sizeof(*quoted));
+    if (!parse_quoted(skb, error, quoted))
         return false;
-    find_flow(&quoted, found);
+    find_flow(quoted, found);
     struct weft_flow *flow = found->flow;
     if (!flow)
         return false;
@@ -265,8 +289,15 @@ static __noinline bool relate(struct __sk_buff *skb, const struct packet *error,
     return true;
 }
 
-/* The verdict on a packet that find_current had no answer for; its ends are not spoofed. */
-static __always_inline void track(struct __sk_buff *skb, struct packet *packet, struct found *found, __u8 hook, struct verdict *verdict)
+static __always_inline void resolve_ends(const struct packet *packet, struct ends *ends, struct verdict *verdict)
+{
+    ends->sender = resolve(&packet->source, &ends->source);
+    ends->receiver = resolve(&packet->destination, &verdict->to);
+}
+
+/* The verdict on a packet that find_current had no answer for; its ends are resolved, and not spoofed. */
+static __always_inline void track(struct __sk_buff *skb, struct packet *packet, const struct ends *ends, struct found *found,
+                                  __u8 hook, struct verdict *verdict)
 {
     verdict->reason = packet->fragment == FRAGMENT_WHOLE ? WEFT_REASON_NONE : complete_fragment(packet);
     if (verdict->reason)
@@ -276,7 +307,7 @@ static __always_inline void track(struct __sk_buff *skb, struct packet *packet, 
     find_flow(packet, found);
     struct weft_flow *flow = found->flow;
     if (!flow || opens_another(packet, flow, found->from_b)) {
-        open_flow(skb, packet, found, hook, verdict);
+        open_flow(skb, packet, ends, found, hook, verdict);
         return;
     }
     __u32 now = current_epoch();

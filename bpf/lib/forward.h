@@ -1,12 +1,10 @@
 /* Moving an allowed packet: hop limit, link addresses, redirects. Whether it may move is decided before. */
 #pragma once
 #include "flows.h"
+#include "tunnel.h"
 
 /* tcx: let the next program, and then the stack, have it. */
 #define TO_STACK (-1)
-#define DROP 2
-#define ADDRESS_FAMILY_V4 2
-#define ADDRESS_FAMILY_V6 10
 
 /* Every dropped packet ends here. */
 static __always_inline int refuse(struct __sk_buff *skb, const struct packet *packet, __u8 hook, const struct verdict *verdict)
@@ -82,8 +80,16 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
     return bpf_redirect_peer(verdict->to.ifindex, 0);
 }
 
-static __always_inline int send_direct(const struct weft_addr *via)
+static __always_inline int send_direct(struct __sk_buff *skb, const struct weft_addr *via)
 {
+    const struct weft_hop *hop = find_hop(skb, via);
+    if (hop) {
+        void *frame = frame_start(skb);
+        if (frame + ETH_HLEN <= frame_end(skb)) {
+            copy_target(frame, (const __u32 *)hop->head);
+            return bpf_redirect(weft_config.uplink_ifindex, 0);
+        }
+    }
     struct bpf_redir_neigh next = {};
     if (is_v4(via)) {
         next.nh_family = ADDRESS_FAMILY_V4;
@@ -93,28 +99,6 @@ static __always_inline int send_direct(const struct weft_addr *via)
         __builtin_memcpy(next.ipv6_nh, via->words, sizeof(next.ipv6_nh));
     }
     return bpf_redirect_neigh(weft_config.uplink_ifindex, &next, sizeof(next), 0);
-}
-
-/* In tc_index on the way from here to the tunnel device's own program: asking for the key again would cost more. Without a key
- * the device drops a packet, so that nobody gains by setting it. */
-#define HAS_TUNNEL_KEY 0x7776
-
-static __always_inline int send_tunnelled(struct __sk_buff *skb)
-{
-    skb->tc_index = HAS_TUNNEL_KEY;
-    return bpf_redirect(weft_config.tunnel_ifindex, 0);
-}
-
-static __always_inline bool set_tunnel(struct __sk_buff *skb, const struct weft_addr *via)
-{
-    struct bpf_tunnel_key key = {.tunnel_id = weft_config.vni, .tunnel_ttl = 64};
-    if (is_v4(via)) {
-        key.remote_ipv4 = bpf_ntohl(via->words[3]);
-        /* RFC 7348, 5: zero over IPv4; the inner packet has its own checksums. */
-        return !bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX);
-    }
-    __builtin_memcpy(key.remote_ipv6, via->words, sizeof(key.remote_ipv6));
-    return !bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6);
 }
 
 /* To another node's pods, or to that node. */
@@ -127,8 +111,7 @@ static __always_inline int send_remote(struct __sk_buff *skb, const struct packe
     if (!lower_hop_limit(skb, packet))
         return refuse_with(skb, packet, hook, WEFT_REASON_MALFORMED);
     if (weft_config.routing == WEFT_ROUTING_DIRECT)
-        return send_direct(via);
-    if (!set_tunnel(skb, via))
-        return refuse_with(skb, packet, hook, WEFT_REASON_TUNNEL_FAILED);
-    return send_tunnelled(skb);
+        return send_direct(skb, via);
+    int action = send_tunnelled(skb, via);
+    return action == DROP ? refuse_with(skb, packet, hook, WEFT_REASON_TUNNEL_FAILED) : action;
 }

@@ -47,16 +47,16 @@ static __always_inline void put_v4(struct weft_addr *addr, __u32 v4)
     halves[1] = (__u64)v4 << 32 | V4_MAPPED_WORD;
 }
 
-static __always_inline bool read_plain_v4(struct __sk_buff *skb, struct plain *plain, __u8 hook)
+static __always_inline bool read_plain_v4(struct __sk_buff *skb, struct plain *plain, __u32 at, __u8 hook)
 {
-    const struct ipv4_header *ip = frame_start(skb) + ETH_HLEN;
+    const struct ipv4_header *ip = frame_start(skb) + at;
     const void *frame_end_at = frame_end(skb);
     __u16 from, to;
     if ((const void *)(ip + 1) > frame_end_at || ip->version_ihl != 0x45 || ip->fragment & bpf_htons(0x3fff) || ip->ttl <= 1)
         return false;
-    __u32 end = ETH_HLEN + bpf_ntohs(ip->total_length);
+    __u32 end = at + bpf_ntohs(ip->total_length);
     plain->protocol = ip->protocol;
-    if (end > skb->len || !read_plain_ports(plain, (const __u8 *)(ip + 1), frame_end_at, ETH_HLEN + sizeof(*ip), end, &from, &to))
+    if (end > skb->len || !read_plain_ports(plain, (const __u8 *)(ip + 1), frame_end_at, at + sizeof(*ip), end, &from, &to))
         return false;
     __u32 source = ip->source, destination = ip->destination;
     __u32 one = bpf_ntohl(source), other = bpf_ntohl(destination);
@@ -70,17 +70,17 @@ static __always_inline bool read_plain_v4(struct __sk_buff *skb, struct plain *p
     return true;
 }
 
-static __always_inline bool read_plain_v6(struct __sk_buff *skb, struct plain *plain, __u8 hook)
+static __always_inline bool read_plain_v6(struct __sk_buff *skb, struct plain *plain, __u32 at, __u8 hook)
 {
-    const struct ipv6_header *ip = frame_start(skb) + ETH_HLEN;
+    const struct ipv6_header *ip = frame_start(skb) + at;
     const void *frame_end_at = frame_end(skb);
     __u16 from, to;
     if ((const void *)(ip + 1) > frame_end_at || (ip->version_class_flow & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) ||
         ip->hop_limit <= 1)
         return false;
-    __u32 end = ETH_HLEN + sizeof(*ip) + bpf_ntohs(ip->payload_length);
+    __u32 end = at + sizeof(*ip) + bpf_ntohs(ip->payload_length);
     plain->protocol = ip->next_header;
-    if (end > skb->len || !read_plain_ports(plain, (const __u8 *)(ip + 1), frame_end_at, ETH_HLEN + sizeof(*ip), end, &from, &to))
+    if (end > skb->len || !read_plain_ports(plain, (const __u8 *)(ip + 1), frame_end_at, at + sizeof(*ip), end, &from, &to))
         return false;
     if (is_v4(&ip->source) || is_v4(&ip->destination) || (hook == WEFT_HOOK_FROM_POD && is_link_local(&ip->destination)))
         return false;
@@ -103,8 +103,8 @@ static __always_inline bool read_plain(struct __sk_buff *skb, struct plain *plai
     if (skb->vlan_present)
         return false;
     if (skb->protocol == bpf_htons(ETH_P_IP))
-        return read_plain_v4(skb, plain, hook);
-    return skb->protocol == bpf_htons(ETH_P_IPV6) && read_plain_v6(skb, plain, hook);
+        return read_plain_v4(skb, plain, ETH_HLEN, hook);
+    return skb->protocol == bpf_htons(ETH_P_IPV6) && read_plain_v6(skb, plain, ETH_HLEN, hook);
 }
 
 /* Hop limit and, for a pod, link addresses. False: nothing was changed that the general way would not change as well. */
@@ -146,4 +146,18 @@ static __always_inline bool is_open(const struct weft_flow *flow, const struct w
 {
     bool leads_on = to->kind == WEFT_END_POD ? to->ifindex != 0 : to->kind == WEFT_END_REMOTE || to->kind == WEFT_END_REMOTE_POD;
     return leads_on && flow->epoch == current_epoch() && !is_denial(flow->reason) && !(flow->flags & ~WEFT_FLOW_OPENED_BY_B);
+}
+
+static __noinline int refuse_plain(struct __sk_buff *skb, const struct plain *plain, __u8 hook, __u8 reason)
+{
+    if (!plain)
+        return DROP;
+    struct packet packet = {
+        .source = plain->from_b ? plain->key.b : plain->key.a,
+        .destination = plain->from_b ? plain->key.a : plain->key.b,
+        .source_port = plain->from_b ? plain->key.port_b : plain->key.port_a,
+        .destination_port = plain->from_b ? plain->key.port_a : plain->key.port_b,
+        .protocol = plain->protocol,
+    };
+    return refuse_with(skb, &packet, hook, reason);
 }

@@ -49,6 +49,21 @@ WEFT_MAP(error_budget, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_budget, 1, 
 /* Where a new flow is put together: it is too large for the stack. */
 WEFT_MAP(draft, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_flow, 1, 0);
 
+/* A next hop on the uplink, and what comes before a packet that goes there: Ethernet's addresses, and for a tunnel all up to the
+ * inner frame. For each CPU, so that nobody changes it while it is read. */
+#define HOP_SLOT_BITS 10
+struct weft_hop {
+    struct weft_addr via;
+    /* The timer's count. */
+    __u64 until;
+    __u32 sum;
+    __u16 mtu;
+    __u16 id;
+    __u8 head[56];
+};
+WEFT_MAP(way_draft, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct bpf_fib_lookup, 1, 0);
+WEFT_MAP(hops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_hop, 1 << HOP_SLOT_BITS, 0);
+
 /* The same for a translated connection: its key, what its packets become, and the same of what answers them. */
 struct weft_translation {
     struct weft_nat_key key;

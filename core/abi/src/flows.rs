@@ -46,7 +46,10 @@ shared! {
         flags: u8,
         tcp: u8,
         reserved: u8,
+        /// The timer's count at the last packet that was put together from segments and came through a tunnel.
+        bulk: u32,
         ends: [EndValue; 2],
+        reserved_end: u32,
     }
 }
 
