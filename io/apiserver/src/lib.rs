@@ -224,6 +224,7 @@ fn spawn_tasks(
     work.spawn(tasks::accounts::run(Arc::clone(api), feed(), ca));
     work.spawn(tasks::aggregation::run(Arc::clone(api), feed()));
     work.spawn(tasks::events::run(Arc::clone(api)));
+    work.spawn(tasks::compaction::run(api.store.clone()));
     work.spawn(async move {
         while let Some(event) = events.recv().await {
             for feed in &feeds {

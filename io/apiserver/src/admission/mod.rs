@@ -43,7 +43,7 @@ impl Admission {
         match resource(target) {
             ("", "services") => return self.admit_service(target, None, object),
             ("", "namespaces") => namespaces::create(object),
-            ("", "pods") => pods::create(object),
+            ("", "pods") => pods::create(api, target, object)?,
             ("apiextensions.k8s.io", "customresourcedefinitions") => {
                 crate::tasks::definitions::guard(object);
             }

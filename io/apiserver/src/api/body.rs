@@ -100,7 +100,8 @@ pub fn decode(call: &mut Call, kind: &Kind, object: &mut Value, mut problems: Ve
     }
 }
 
-fn check_kind(object: &Value, kind: &Kind) -> Result<()> {
+/// An object is what the URL it came to says it is.
+pub fn check_kind(object: &Value, kind: &Kind) -> Result<()> {
     let text = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
     let (api_version, found) = (text("apiVersion"), text("kind"));
     if !object.is_object() {

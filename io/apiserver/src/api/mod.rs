@@ -71,9 +71,14 @@ impl Api {
         kinds::convert(&stored, kind, value.clone())
     }
 
+    /// Whatever way an object came, what is stored says what it is: clients that read it depend on that.
     pub fn to_stored(&self, kind: &Kind, value: Value) -> Value {
         let stored = self.registry.storage_of(kind);
-        if is_same_version(&stored, kind) { value } else { kinds::convert(kind, &stored, value) }
+        let mut value =
+            if is_same_version(&stored, kind) { value } else { kinds::convert(kind, &stored, value) };
+        value["apiVersion"] = stored.api_version().into();
+        value["kind"] = stored.kind.clone().into();
+        value
     }
 
     /// Whether stored bytes can be served as they are.

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use serde_json::json;
 
 use super::update::Part;
-use super::{Api, Call, create, delete, kubelet, pods, read, reviews, scale, update, watch};
+use super::{Api, Call, body, create, delete, kubelet, pods, read, reviews, scale, update, watch};
 use crate::auth::rbac::Attributes;
 use crate::auth::{User, impersonate};
 use crate::discovery;
@@ -26,13 +26,11 @@ const MAX_BODY: usize = 3 * 1024 * 1024;
 pub async fn handle(api: Arc<Api>, request: Request<Incoming>, peer: Arc<Peer>) -> Reply {
     let layout = layout(&Query::parse(request.uri().query()), request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    match route(&api, request, &peer).await {
-        Ok(reply) => reply,
-        Err(error) => {
-            tracing::debug!(%method, path, code = error.code.as_u16(), message = error.message, "refused");
-            reply::error(&error, layout)
-        }
-    }
+    let reply = route(&api, request, &peer).await.unwrap_or_else(|error| {
+        tracing::debug!(%method, path, code = error.code.as_u16(), message = error.message, "refused");
+        reply::error(&error, layout)
+    });
+    if method == Method::HEAD { reply::without_body(reply) } else { reply }
 }
 
 async fn route(api: &Arc<Api>, request: Request<Incoming>, peer: &Peer) -> Result<Reply> {
@@ -158,12 +156,28 @@ async fn resource_request(
         return kubelet::forward(api, request, &target, subresource).await;
     }
     let mut call = call(user, query, request).await?;
+    check_acceptable(&call.accept)?;
     let mut reply = match path.subresource.as_deref() {
         None => object_request(api, &mut call, verb, target).await,
         Some(subresource) => subresource_request(api, &mut call, verb, &target, subresource).await,
     }?;
     reply::add_warnings(&mut reply, &call.warnings);
     Ok(reply)
+}
+
+/// Objects are served as JSON: a client that takes nothing of the kind is told so.
+fn check_acceptable(accept: &str) -> Result<()> {
+    let takes_json = |range: &str| {
+        matches!(body::media_type(range), "application/json" | "application/*" | "*/*" | "*" | "")
+    };
+    if accept.split(',').any(takes_json) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::NOT_ACCEPTABLE,
+        "NotAcceptable",
+        "only the following media types are accepted: application/json",
+    ))
 }
 
 fn authorize(

@@ -72,6 +72,8 @@ pub async fn patch(api: &Api, call: &mut Call, target: &Target, part: Part) -> R
     let patch = parse_patch(call, &target.kind)?;
     let entry = modify(api, call, target, part, |call, old| {
         let mut patched = patch.apply(&target.kind, old)?;
+        body::check_kind(&patched, &target.kind)?;
+        meta::match_target(target, &mut patched)?;
         body::decode(call, &target.kind, &mut patched, Vec::new())?;
         Ok(Draft::Written(patched))
     })

@@ -72,6 +72,15 @@ pub fn with_type(code: StatusCode, content_type: HeaderValue, body: Body) -> Rep
     reply
 }
 
+/// The head of a reply, as HEAD asks for: over HTTP/2 a body would break the connection's rules.
+pub fn without_body(reply: Reply) -> Reply {
+    let (mut parts, body) = reply.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.insert(http::header::CONTENT_LENGTH, length.into());
+    }
+    Response::from_parts(parts, full(Bytes::new()))
+}
+
 /// A body that is produced while it is sent; ends when the sender is dropped.
 pub fn stream(content_type: &'static str) -> (mpsc::Sender<Bytes>, Reply) {
     let (sender, receiver) = mpsc::channel(16);

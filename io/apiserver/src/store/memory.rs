@@ -69,8 +69,10 @@ pub(super) struct Memory {
 struct Bucket {
     items: BTreeMap<Arc<str>, Arc<Entry>>,
     events: VecDeque<Arc<Event>>,
-    /// Watching is possible from here on.
+    /// Watching can begin from here on.
     floor: Revision,
+    /// The newest event that was forgotten: who has seen it has missed nothing, however long ago that was.
+    forgotten: Revision,
     last: Revision,
     changed: watch::Sender<Revision>,
 }
@@ -111,9 +113,8 @@ impl Memory {
         let event = Arc::new(Event { kind, key: key.clone(), entry, previous });
         bucket.events.push_back(Arc::clone(&event));
         while bucket.events.len() > limit {
-            if let Some(dropped) = bucket.events.pop_front() {
-                bucket.floor = dropped.revision();
-            }
+            bucket.forget_oldest();
+            bucket.floor = bucket.floor.max(bucket.forgotten);
         }
         if let Some(previous) = &event.previous {
             self.unindex(&key, &previous.value);
@@ -184,7 +185,7 @@ impl Memory {
         limit: usize,
     ) -> Result<(Vec<Arc<Event>>, Revision), Error> {
         let Some(bucket) = self.buckets.get(resource) else { return Ok((Vec::new(), self.revision)) };
-        if after < bucket.floor {
+        if after < bucket.forgotten {
             return Err(Error::Expired { asked: after, oldest: bucket.floor });
         }
         let start = bucket.events.partition_point(|event| event.revision() <= after);
@@ -202,7 +203,7 @@ impl Memory {
         for bucket in self.buckets.values_mut() {
             bucket.floor = bucket.floor.max(revision);
             while bucket.events.front().is_some_and(|event| event.revision() <= revision) {
-                bucket.events.pop_front();
+                bucket.forget_oldest();
             }
         }
     }
@@ -241,6 +242,7 @@ impl Memory {
             items: BTreeMap::new(),
             events: VecDeque::new(),
             floor,
+            forgotten: Revision::default(),
             last: Revision::default(),
             changed: watch::Sender::new(Revision::default()),
         })
@@ -271,6 +273,12 @@ impl Memory {
 }
 
 impl Bucket {
+    fn forget_oldest(&mut self) {
+        if let Some(event) = self.events.pop_front() {
+            self.forgotten = event.revision();
+        }
+    }
+
     fn select(&self, namespace: Option<&str>) -> Vec<Owned> {
         let copy = |(path, entry): (&Arc<str>, &Arc<Entry>)| (Arc::clone(path), Arc::clone(entry));
         let Some(namespace) = namespace else { return self.items.iter().map(copy).collect() };

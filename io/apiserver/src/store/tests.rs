@@ -113,6 +113,24 @@ async fn history_window_expires_old_positions_and_lists_the_past_within_it() {
 }
 
 #[tokio::test]
+async fn a_watcher_that_missed_nothing_outlives_compaction() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir);
+    let a = put(&store, "a", Expected::Absent).await.unwrap();
+    let (mut idle, mut behind) =
+        (store.watch(&pods(), a.revision).unwrap(), store.watch(&pods(), a.revision).unwrap());
+    let elsewhere = Key::new(&Resource::new("", "secrets"), Some("default"), "s");
+    store.write(elsewhere, Expected::Absent, Change::Put(pod("s"))).await.unwrap();
+    store.compact(store.revision());
+    assert!(matches!(store.watch(&pods(), a.revision), Err(Error::Expired { .. })));
+    put(&store, "b", Expected::Absent).await.unwrap();
+    let seen: Vec<_> = idle.take().unwrap().iter().map(|event| event.key.name().to_owned()).collect();
+    assert_eq!(seen, ["b"]);
+    store.compact(store.revision());
+    assert!(matches!(behind.take(), Err(Error::Expired { .. })));
+}
+
+#[tokio::test]
 async fn owners_and_uids_are_indexed() {
     let dir = TempDir::new().unwrap();
     let store = open(&dir);

@@ -1,8 +1,9 @@
-//! What the server does on its own: collect orphans, end namespaces, aggregate roles, install definitions.
+//! What the server does on its own: collect orphans, end namespaces, aggregate roles, install definitions, forget history.
 
 pub mod accounts;
 pub mod aggregation;
 pub mod bootstrap;
+pub mod compaction;
 pub mod definitions;
 pub mod events;
 pub mod garbage;

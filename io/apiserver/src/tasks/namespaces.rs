@@ -1,6 +1,6 @@
 //! Ending namespaces: everything in them is deleted, then they are finalised.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::api::update::Part;
 use crate::api::{Api, meta};
 use crate::http::request::Target;
 use crate::status::ApiError;
-use crate::store::{Event, EventKind, Key, Resource};
+use crate::store::{Entry, Event, EventKind, Key, Resource};
 
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -50,11 +50,12 @@ async fn end(api: &Arc<Api>, name: &str) {
     let key = Key::new(&Resource::new("", "namespaces"), None, name);
     let Some(target) = target_of(api, &key) else { return };
     loop {
-        let left = delete_content(api, name).await;
-        if left == 0 {
+        delete_content(api, name).await;
+        let left = Remaining::of(api, name);
+        if left.is_nothing() {
             break;
         }
-        report_remaining(api, &target, left).await;
+        report(api, &target, &left).await;
         tokio::time::sleep(RETRY).await;
     }
     let finalised = adjust(api, &target, Part::Whole, |namespace| {
@@ -73,26 +74,92 @@ async fn end(api: &Arc<Api>, name: &str) {
     }
 }
 
-/// Deletes what is in the namespace and says how much is still there.
-async fn delete_content(api: &Arc<Api>, namespace: &str) -> usize {
-    let mut left = 0;
-    for resource in api.store.resources() {
-        let items = api.store.list(&resource, Some(namespace)).items;
-        let is_namespaced = api.storage_kind(&resource).is_some_and(|kind| kind.namespaced);
-        if !is_namespaced {
+async fn delete_content(api: &Arc<Api>, namespace: &str) {
+    for (key, entry) in content(api, namespace) {
+        if meta::is_deleting(&entry.value) {
             continue;
         }
-        for (path, entry) in items {
-            left += 1;
-            if meta::is_deleting(&entry.value) {
-                continue;
-            }
-            let key = Key { resource: resource.clone(), path };
-            let Some(target) = target_of(api, &key) else { continue };
-            log_failure(namespace, delete::delete_object(api, &target, &Options::default()).await.map(drop));
-        }
+        let Some(target) = target_of(api, &key) else { continue };
+        log_failure(namespace, delete::delete_object(api, &target, &Options::default()).await.map(drop));
     }
-    left
+}
+
+fn content(api: &Api, namespace: &str) -> Vec<(Key, Arc<Entry>)> {
+    let is_namespaced = |resource: &Resource| api.storage_kind(resource).is_some_and(|kind| kind.namespaced);
+    let resources = api.store.resources().into_iter().filter(is_namespaced);
+    let of = |resource: Resource| {
+        let items = api.store.list(&resource, Some(namespace)).items;
+        items.into_iter().map(move |(path, entry)| (Key { resource: resource.clone(), path }, entry))
+    };
+    resources.flat_map(of).collect()
+}
+
+/// What an ending namespace still holds: how many of each resource, and how many each finalizer keeps.
+#[derive(Default)]
+struct Remaining {
+    resources: BTreeMap<String, usize>,
+    finalizers: BTreeMap<String, usize>,
+}
+
+impl Remaining {
+    fn of(api: &Api, namespace: &str) -> Self {
+        let mut remaining = Self::default();
+        for (key, entry) in content(api, namespace) {
+            let name = format!("{}.{}", key.resource.plural(), key.resource.group());
+            *remaining.resources.entry(name).or_default() += 1;
+            for finalizer in meta::finalizers(&entry.value) {
+                *remaining.finalizers.entry(finalizer.to_owned()).or_default() += 1;
+            }
+        }
+        remaining
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.resources.is_empty()
+    }
+
+    /// Type, status, reason and message of each condition.
+    fn conditions(&self) -> [(&'static str, &'static str, &'static str, String); 5] {
+        let list = |counts: &BTreeMap<String, usize>, word: &str| {
+            let texts =
+                counts.iter().map(|(name, count)| format!("{name} {word} {count} resource instances"));
+            texts.collect::<Vec<_>>().join(", ")
+        };
+        let held = if self.finalizers.is_empty() {
+            ("False", "ContentHasNoFinalizers", "All content-preserving finalizers finished".to_owned())
+        } else {
+            let text = list(&self.finalizers, "in");
+            let text = format!("Some content in the namespace has finalizers remaining: {text}");
+            ("True", "SomeFinalizersRemain", text)
+        };
+        [
+            (
+                "NamespaceDeletionDiscoveryFailure",
+                "False",
+                "ResourcesDiscovered",
+                "All resources successfully discovered".into(),
+            ),
+            (
+                "NamespaceDeletionGroupVersionParsingFailure",
+                "False",
+                "ParsedGroupVersions",
+                "All legacy kube types successfully parsed".into(),
+            ),
+            (
+                "NamespaceDeletionContentFailure",
+                "False",
+                "ContentDeleted",
+                "All content successfully deleted, may be waiting on finalization".into(),
+            ),
+            (
+                "NamespaceContentRemaining",
+                "True",
+                "SomeResourcesRemain",
+                format!("Some resources are remaining: {}", list(&self.resources, "has")),
+            ),
+            ("NamespaceFinalizersRemaining", held.0, held.1, held.2),
+        ]
+    }
 }
 
 fn log_failure(namespace: &str, outcome: Result<(), ApiError>) {
@@ -103,21 +170,24 @@ fn log_failure(namespace: &str, outcome: Result<(), ApiError>) {
     }
 }
 
-async fn report_remaining(api: &Arc<Api>, target: &Target, left: usize) {
+async fn report(api: &Arc<Api>, target: &Target, left: &Remaining) {
     let reported = adjust(api, target, Part::Status, |namespace| {
-        let before = namespace.pointer("/status/conditions/0/message").and_then(Value::as_str);
-        let message = format!("Some resources are remaining: {left} resource instances");
-        if before == Some(message.as_str()) {
+        let before = namespace.pointer("/status/conditions").and_then(Value::as_array);
+        let before = before.map(Vec::as_slice).unwrap_or_default();
+        let now = crate::api::timestamp(jiff::Timestamp::now());
+        let conditions = left.conditions().map(|(kind, status, reason, message)| {
+            let earlier = before.iter().find(|old| old["type"] == kind && old["status"] == status);
+            let since = earlier.map_or_else(|| now.clone().into(), |old| old["lastTransitionTime"].clone());
+            json!({
+                "type": kind, "status": status, "reason": reason, "message": message,
+                "lastTransitionTime": since,
+            })
+        });
+        if before == conditions {
             return None;
         }
         let mut namespace = namespace.clone();
-        namespace["status"]["conditions"] = json!([{
-            "type": "NamespaceContentRemaining",
-            "status": "True",
-            "reason": "SomeResourcesRemain",
-            "message": message,
-            "lastTransitionTime": crate::api::timestamp(jiff::Timestamp::now()),
-        }]);
+        namespace["status"]["conditions"] = json!(conditions);
         Some(namespace)
     });
     log_failure(&target.name, reported.await.map(drop));

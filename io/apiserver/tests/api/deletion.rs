@@ -135,7 +135,23 @@ async fn a_namespace_ends_with_its_content_and_takes_nothing_new_meanwhile() {
         admin.post("/api/v1/namespaces/shop/configmaps", config_map("late", json!({}))).await.expect(403);
     assert_eq!(late["details"]["causes"][0]["reason"], "NamespaceTerminating");
     eventually(&admin, "/api/v1/namespaces/shop/serviceaccounts/default", |answer| answer.code == 404).await;
-    assert_eq!(admin.get("/api/v1/namespaces/shop").await.code, 200, "its content is still held");
+    let named = |answer: &crate::support::Answer| answer.body["status"]["conditions"].is_array();
+    let said = eventually(&admin, "/api/v1/namespaces/shop", named).await;
+    let said: Vec<_> = said.body["status"]["conditions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|condition| condition["status"] == "True")
+        .map(|condition| condition["message"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "Some resources are remaining: configmaps. has 1 resource instances",
+            "Some content in the namespace has finalizers remaining: weft.dev/hold in 1 resource instances",
+        ],
+        "its content is still held, and by what"
+    );
     let path = "/api/v1/namespaces/shop/configmaps/held";
     admin.patch(path, "merge", json!({"metadata": {"finalizers": null}})).await.expect(200);
     eventually(&admin, "/api/v1/namespaces/shop", |answer| answer.code == 404).await;

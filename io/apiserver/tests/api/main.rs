@@ -13,3 +13,6 @@ mod service_refusals;
 mod services;
 mod support;
 mod watching;
+
+#[path = "../../../../tests/skip.rs"]
+mod skip;

@@ -96,6 +96,82 @@ async fn each_patch_format_does_what_it_is_for() {
 }
 
 #[tokio::test]
+async fn what_has_no_effect_here_is_said() {
+    let fixture = Fixture::start().await;
+    let admin = fixture.admin();
+    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {}});
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "p"}, "spec": {"validations": [{"expression": "true"}]},
+    });
+    for (path, object) in [
+        ("/api/v1/namespaces/default/resourcequotas", quota),
+        ("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies", policy),
+    ] {
+        let answer = admin.post(path, object).await;
+        assert_eq!(answer.code, 201, "{}", answer.body);
+        let warning = answer.headers["warning"].to_str().unwrap();
+        assert!(warning.contains("is stored and not enforced here"), "{warning}");
+    }
+}
+
+#[tokio::test]
+async fn heads_have_no_body_and_only_json_is_offered() {
+    let fixture = Fixture::start().await;
+    let admin = fixture.admin();
+    for path in [MAPS, "/api/v1/namespaces/default", "/version", "/nowhere"] {
+        let (head, whole) =
+            (admin.send(http::Method::HEAD, path, "", Vec::new()).await, admin.get(path).await);
+        assert_eq!((head.code, &head.body), (whole.code, &json!("")), "{path}");
+        assert_eq!(head.headers["content-type"], whole.headers["content-type"]);
+    }
+    let refused = admin.clone().with_header("accept", "application/xml").get(MAPS).await;
+    assert_eq!((refused.code, &refused.body["reason"]), (406, &json!("NotAcceptable")));
+    for accept in ["application/vnd.kubernetes.protobuf, application/json", "*/*", "application/*;q=0.8"] {
+        assert_eq!(admin.clone().with_header("accept", accept).get(MAPS).await.code, 200, "{accept}");
+    }
+}
+
+#[tokio::test]
+async fn no_patch_makes_an_object_into_another() {
+    let fixture = Fixture::start().await;
+    let admin = fixture.admin();
+    admin.post(DEPLOYMENTS, deployment("web")).await.expect(201);
+    admin.post(MAPS, config_map("web", json!({"k": "v"}))).await.expect(201);
+    let identity = |object: &Value| (object["kind"].clone(), object["apiVersion"].clone());
+    for path in [format!("{DEPLOYMENTS}/web"), format!("{DEPLOYMENTS}/web/status"), format!("{MAPS}/web")] {
+        let before = admin.get(&path).await.expect(200);
+        for (field, value) in [
+            ("/kind", json!("Service")),
+            ("/kind", json!(7)),
+            ("/kind", Value::Null),
+            ("/apiVersion", json!("v2")),
+            ("/apiVersion", Value::Null),
+            ("/metadata/name", json!("other")),
+            ("/metadata/namespace", json!("kube-system")),
+        ] {
+            let mut merged = value.clone();
+            for name in field.rsplit('/').filter(|name| !name.is_empty()) {
+                merged = json!({ name: merged });
+            }
+            let operations = match &value {
+                Value::Null => json!([{"op": "remove", "path": field}]),
+                value => json!([{"op": "replace", "path": field, "value": value}]),
+            };
+            for (format, patch) in [("merge", &merged), ("strategic", &merged), ("json", &operations)] {
+                let answer = admin.patch(&path, format, patch.clone()).await;
+                assert_eq!(answer.code, 400, "{path} {format} {patch}: {}", answer.body);
+            }
+        }
+        let after = admin.get(&path).await.expect(200);
+        assert_eq!(identity(&after), identity(&before));
+        assert_eq!(after["metadata"]["resourceVersion"], before["metadata"]["resourceVersion"]);
+    }
+    let repeated = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "web"}});
+    admin.patch(&format!("{MAPS}/web"), "merge", repeated).await.expect(200);
+}
+
+#[tokio::test]
 async fn apply_creates_then_conflicts_with_others_unless_forced() {
     let fixture = Fixture::start().await;
     let admin = fixture.admin();

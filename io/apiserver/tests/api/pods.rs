@@ -59,6 +59,24 @@ async fn answer(
 }
 
 #[tokio::test]
+async fn a_service_account_must_be_there_before_its_pods() {
+    let fixture = Fixture::start().await;
+    let admin = fixture.admin();
+    let mut robot = pod("web");
+    robot["spec"]["serviceAccountName"] = json!("robot");
+    let refused = admin.post(PODS, robot.clone()).await.expect(403);
+    assert_eq!(
+        refused["message"],
+        "pods \"web\" is forbidden: error looking up service account default/robot: serviceaccount \"robot\" \
+         not found"
+    );
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}});
+    admin.post("/api/v1/namespaces/default/serviceaccounts", account).await.expect(201);
+    admin.post(PODS, robot).await.expect(201);
+    admin.post(PODS, pod("plain")).await.expect(201);
+}
+
+#[tokio::test]
 async fn binding_places_a_pod_once() {
     let fixture = Fixture::start().await;
     let admin = fixture.admin();

@@ -62,7 +62,21 @@ pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
         }
         _ => {}
     }
+    warnings.extend(without_effect(kind, object));
     warnings
+}
+
+/// What this server keeps for those who ask, and nobody acts on.
+fn without_effect(kind: &Kind, object: &Value) -> Option<String> {
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("admissionregistration.k8s.io", _) | ("", "ResourceQuota" | "LimitRange") => {
+            Some(format!("this {} is stored and not enforced here", kind.kind))
+        }
+        ("batch", "Job") if object["spec"]["podFailurePolicy"].is_object() => {
+            Some("spec.podFailurePolicy: is stored and not followed here; every failed pod counts".into())
+        }
+        _ => None,
+    }
 }
 
 fn validate_object(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
