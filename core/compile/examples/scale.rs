@@ -145,6 +145,7 @@ fn add_pod(snapshot: &mut Snapshot, number: usize) {
         declared_ports: BTreeSet::from([(Protocol::TCP, Port(8080))]),
         hostname: None,
         subdomain: None,
+        dns: Default::default(),
         weight: None,
     };
     snapshot.pods.insert(key, pod);

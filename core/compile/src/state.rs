@@ -3,15 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use weft_model::{Addr, Cidr, EndpointSlice, Finding, NodeName, ServiceKey, ServiceKind, Shared, Snapshot};
+use weft_model::{Addr, Cidr, Finding, NodeName, Shared, Snapshot};
 use weft_plan::{
-    ClassId, EndpointPlan, NamePlan, NextHop, NodePlan, NodeSettings, PolicySet, PolicySetId, RuleCause,
-    RuleId,
+    ClassId, EndpointPlan, NextHop, NodePlan, NodeSettings, PolicySet, PolicySetId, RuleCause, RuleId,
 };
 
 use crate::endpoints::{Locals, Owners};
+use crate::names::Names;
 use crate::services::Services;
-use crate::{Compiled, endpoints, names, policies, routes};
+use crate::{Compiled, endpoints, policies, routes};
 
 /// Compiles the plan of one node for one snapshot after the other.
 pub struct Compiler {
@@ -40,7 +40,7 @@ pub(crate) struct State {
     network: Network,
     pods: Pods,
     services: Services,
-    names: Shared<NamePlan>,
+    names: Names,
 }
 
 /// Nodes and settings.
@@ -65,7 +65,7 @@ impl State {
             network: Network::of(snapshot, node),
             pods: Pods::of(snapshot, locals),
             services: Services::of(snapshot, Some(node)),
-            names: names::compile(snapshot).into(),
+            names: Names::of(snapshot, locals),
         }
     }
 
@@ -80,14 +80,17 @@ impl State {
         if !same_nodes {
             self.network = Network::of(after, node);
         }
+        let locals = Locals::attached(after);
         if !same_pods {
-            self.pods = Pods::of(after, &Locals::attached(after));
+            self.pods = Pods::of(after, &locals);
         }
         if !self.services.follow(before, after) {
             self.services = Services::of(after, Some(node));
         }
-        if !same_settings || !same_names(before, after) {
-            self.names = names::compile(after).into();
+        if same_settings {
+            self.names.follow(before, after, &locals);
+        } else {
+            self.names = Names::of(after, &locals);
         }
         self
     }
@@ -102,7 +105,7 @@ impl State {
             rules: pods.rules.clone(),
             services: services.frontends.clone(),
             routes: network.routes.clone(),
-            names: names.clone(),
+            names: names.plan.clone(),
             health_checks: services.health_checks.clone(),
             announced: snapshot.announced.clone(),
         };
@@ -136,17 +139,6 @@ impl Pods {
             findings,
         }
     }
-}
-
-/// Names come from namespaces, services, and the endpoints of headless services.
-fn same_names(before: &Snapshot, after: &Snapshot) -> bool {
-    let is_headless = |key: &ServiceKey| {
-        after.services.get(key).is_some_and(|service| service.kind == ServiceKind::Headless)
-    };
-    let counts = |slice: Option<&EndpointSlice>| slice.is_some_and(|slice| is_headless(&slice.service));
-    after.namespaces == before.namespaces
-        && after.services == before.services
-        && !after.slices.changes(&before.slices).any(|change| counts(change.before) || counts(change.after))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod pods;
 mod policies;
 mod pools;
 mod reasons;
+mod resolving;
 mod services;
 mod shared;
 mod shared_map;
@@ -27,6 +28,9 @@ pub use pools::{
     AddressGiver, AddressPool, AddressRange, AddressRequest, Announcement, Assignment, FamilyPolicy, PoolName,
 };
 pub use reasons::{Direction, Reason, Verdict};
+pub use resolving::{
+    ClusterDns, Collapse, DnsPolicy, NameSettings, PodDns, PodNetwork, ResolvConf, Searching,
+};
 pub use services::{
     Affinity, Balancing, Endpoint, EndpointCondition, EndpointSlice, Forwarding, Hints, IpMode,
     LoadBalancerIp, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy, Weight,

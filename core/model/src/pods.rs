@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Addr, Labels, NamespaceName, NodeName, PodKey, Port, Protocol, Uid, Weight};
+use crate::{Addr, Labels, NamespaceName, NodeName, PodDns, PodKey, Port, Protocol, Uid, Weight};
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Namespace {
@@ -45,6 +45,7 @@ pub struct Pod {
     pub declared_ports: BTreeSet<(Protocol, Port)>,
     pub hostname: Option<String>,
     pub subdomain: Option<String>,
+    pub dns: PodDns,
     /// Annotation `weft.dev/weight`: the pod's share in each service it is an endpoint of.
     pub weight: Option<Weight>,
 }

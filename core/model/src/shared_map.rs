@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::ops::Index;
+use std::ops::{Index, RangeBounds};
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -42,6 +42,14 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
         self.0.insert(key, Arc::new(value))
     }
 
+    /// The value to change, put there if it is missing.
+    pub fn get_or_default(&mut self, key: K) -> &mut V
+    where
+        V: Default + Clone,
+    {
+        Arc::make_mut(self.0.entry(key).or_default())
+    }
+
     pub fn remove<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<Arc<V>>
     where
         K: Borrow<Q>,
@@ -63,6 +71,11 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
 
     pub fn values(&self) -> impl DoubleEndedIterator<Item = &V> + Clone {
         self.0.iter().map(|(_, value)| value.as_ref())
+    }
+
+    /// Entries whose keys lie in `range`, in order.
+    pub fn range(&self, range: impl RangeBounds<K>) -> impl DoubleEndedIterator<Item = (&K, &V)> {
+        self.0.range(range).map(|(key, value)| (key, value.as_ref()))
     }
 
     /// The same map, found without looking into it. False says nothing.

@@ -6,8 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Addr, AddressPool, Cidr, EndpointSlice, Forwarding, Namespace, NamespaceName, Node, NodeName, Pod,
-    PodKey, Policy, PolicyKey, PoolName, Service, ServiceKey, SharedMap, Uid,
+    Addr, AddressPool, Cidr, EndpointSlice, Forwarding, NameSettings, Namespace, NamespaceName, Node,
+    NodeName, Pod, PodKey, Policy, PolicyKey, PoolName, Service, ServiceKey, SharedMap, Uid,
 };
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,7 @@ pub struct ClusterSettings {
     pub routing: Routing,
     pub dns_addresses: Vec<Addr>,
     pub cluster_domain: String,
+    pub names: NameSettings,
     /// MTU of the links between nodes; a pod's follows from it and the routing mode.
     pub mtu: u32,
     /// For services that do not say themselves.
@@ -74,6 +75,7 @@ impl Default for ClusterSettings {
             routing: Routing::Direct,
             dns_addresses: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
+            names: NameSettings::default(),
             mtu: 1500,
             forwarding: Forwarding::Snat,
             localhost_node_ports: false,

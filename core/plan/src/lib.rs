@@ -12,7 +12,7 @@ mod services;
 
 pub use diff::Changes;
 pub use endpoints::{ClassId, EndpointPlan, NextHop};
-pub use names::{Absence, NamePlan, NameRecords, SrvRecord};
+pub use names::{Absence, NameClient, NamePlan, NameRecords, SrvRecord};
 pub use node::{NodePlan, NodeSettings};
 pub use policies::{
     ClassMatch, Decision, PolicyMatch, PolicySet, PolicySetId, PortPrefix, RuleCause, RuleId,

@@ -1,26 +1,41 @@
 //! What the node's name server answers from its own knowledge (Kubernetes DNS-Based Service Discovery 1.1.0).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
-use weft_model::{Cidr, ServiceKey};
+use weft_model::{Addr, Cidr, PodKey, Searching, ServiceKey, SharedMap};
 
+/// Two plans know cheaply where they differ: see `SharedMap::changes`.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct NamePlan {
     /// Without a trailing dot: `cluster.local`.
     pub domain: String,
+    /// The zone of services that clusters share, beside `domain`: `clusterset.local`. Empty: there is none.
+    #[serde(default)]
+    pub set_domain: String,
     /// Full names in lower case without a trailing dot. A name with empty records exists and has no data.
-    pub names: BTreeMap<String, NameRecords>,
-    /// `4.3.2.1.in-addr.arpa` to names.
-    pub pointers: BTreeMap<String, BTreeSet<String>>,
+    pub names: SharedMap<String, NameRecords>,
+    /// Full names by the address that stands for them.
+    pub pointers: SharedMap<Addr, BTreeSet<String>>,
     /// Names that do not exist at this moment although a service stands behind them.
     #[serde(default)]
-    pub absent: BTreeMap<String, Absence>,
+    pub absent: SharedMap<String, Absence>,
     /// The cluster's own addresses: a pointer that is missing here is missing everywhere.
     #[serde(default)]
     pub reverse: BTreeSet<Cidr>,
+    /// Pods of this node, by the address they ask from.
+    #[serde(default)]
+    pub clients: SharedMap<Addr, NameClient>,
+}
+
+/// A pod that asks questions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameClient {
+    pub pod: PodKey,
+    /// How its resolver walks a search list, where questions may be answered with the end of that walk.
+    pub searching: Option<Searching>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -160,9 +160,9 @@ impl Server {
             NameAnswer::NotOurs(target) => return forwarded(request, chain, target, dependency),
             NameAnswer::Records(records) => (ResponseCode::NoError, to_records(records)),
             NameAnswer::NoData => (ResponseCode::NoError, Vec::new()),
-            NameAnswer::NxDomain => (ResponseCode::NXDomain, Vec::new()),
+            NameAnswer::NxDomain | NameAnswer::Walk(_) => (ResponseCode::NXDomain, Vec::new()),
         };
-        let authorities = if answers.is_empty() { soa(loaded).into_iter().collect() } else { Vec::new() };
+        let authorities = decision.zone.iter().filter_map(|zone| soa(loaded, zone)).collect();
         let mut all = chain;
         all.extend(answers);
         let additionals = to_records(&decision.additional);
@@ -256,12 +256,12 @@ fn to_record(record: &NameRecord, request: &Request, loaded: &Loaded) -> Option<
         NameData::Txt(text) => RData::TXT(TXT::new(vec![text.clone()])),
         NameData::Cname(target) => RData::CNAME(CNAME(to_name(target)?)),
         NameData::Ns(target) => RData::NS(NS(to_name(target)?)),
-        NameData::Soa => return soa(loaded),
+        NameData::Soa => return soa(loaded, &record.name),
     };
     Some(Record::from_rdata(owner, TTL, data))
 }
 
-fn soa(loaded: &Loaded) -> Option<Record> {
+fn soa(loaded: &Loaded, zone: &str) -> Option<Record> {
     let domain = &loaded.plan.domain;
     let data = SOA::new(
         to_name(&format!("ns.dns.{domain}"))?,
@@ -272,5 +272,5 @@ fn soa(loaded: &Loaded) -> Option<Record> {
         86_400,
         TTL,
     );
-    Some(Record::from_rdata(to_name(domain)?, TTL, RData::SOA(data)))
+    Some(Record::from_rdata(to_name(zone)?, TTL, RData::SOA(data)))
 }

@@ -31,6 +31,7 @@ fn pod(name: &str, ip: &str, phase: PodPhase) -> Pod {
         declared_ports: BTreeSet::new(),
         hostname: None,
         subdomain: None,
+        dns: Default::default(),
         weight: None,
     }
 }

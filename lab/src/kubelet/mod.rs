@@ -46,10 +46,10 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use weft_model::{Addr, ClusterDns};
 
 use cni::Cni;
 use events::EventSink;
-use names::ClusterDns;
 use node::NodeFacts;
 use sandbox::SandboxMaker;
 use shared::{Registry, Services, Shared};
@@ -150,7 +150,10 @@ fn share(config: &Config, client: kube::Client, cni: Cni, facts: &NodeFacts) -> 
         pods_dir: config.pods_dir.clone(),
         netns_dir: config.netns_dir.clone(),
         cgroups: config.cgroup_pods_dir.clone(),
-        dns: ClusterDns { servers: config.cluster_dns.clone(), domain: config.cluster_domain.clone() },
+        dns: ClusterDns {
+            servers: config.cluster_dns.iter().copied().map(Addr::from).collect(),
+            domain: config.cluster_domain.clone(),
+        },
         node: config.node.clone(),
         node_ips: config.node_ips.clone(),
     };

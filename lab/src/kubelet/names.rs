@@ -2,17 +2,11 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{HostAlias, PodDNSConfig, PodSpec};
+use k8s_openapi::api::core::v1::{HostAlias, Pod, PodSpec};
+use weft_model::{ClusterDns, PodNetwork, ResolvConf};
 
 /// Linux keeps host names to this many bytes.
 const LONGEST_HOSTNAME: usize = 63;
-
-/// The cluster's part in name resolution.
-#[derive(Clone, Debug)]
-pub struct ClusterDns {
-    pub servers: Vec<IpAddr>,
-    pub domain: String,
-}
 
 /// The pod's host name: its own choice, or its name, cut to what the kernel takes.
 pub fn hostname(
@@ -72,135 +66,32 @@ fn aliases(aliases: &[HostAlias]) -> String {
     text
 }
 
-/// The parts of a resolv.conf.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Resolver {
-    servers: Vec<String>,
-    search: Vec<String>,
-    options: Vec<String>,
-}
-
 /// /etc/resolv.conf of a pod. `node` is the node's own file.
-pub fn resolv_conf(spec: &PodSpec, namespace: &str, cluster: &ClusterDns, node: &str) -> String {
-    let node = Resolver::parse(node);
-    let on_host_network = spec.host_network == Some(true);
-    let mut resolver = match spec.dns_policy.as_deref().unwrap_or("ClusterFirst") {
-        "None" => Resolver::default(),
-        "Default" => node,
-        "ClusterFirst" if on_host_network => node,
-        _ => Resolver::of_cluster(namespace, cluster, &node),
-    };
-    if let Some(config) = &spec.dns_config {
-        resolver.merge(config);
-    }
-    resolver.text()
-}
-
-impl Resolver {
-    fn parse(text: &str) -> Self {
-        let mut resolver = Self::default();
-        for line in text.lines() {
-            let mut words = line.split_whitespace().map(str::to_owned);
-            match words.next().as_deref() {
-                Some("nameserver") => resolver.servers.extend(words.next()),
-                Some("search" | "domain") => resolver.search = words.collect(),
-                Some("options") => resolver.options.extend(words),
-                _ => {}
-            }
-        }
-        resolver
-    }
-
-    fn of_cluster(namespace: &str, cluster: &ClusterDns, node: &Self) -> Self {
-        let domain = &cluster.domain;
-        let mut search = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
-        search.extend(node.search.iter().cloned());
-        Self {
-            servers: cluster.servers.iter().map(ToString::to_string).collect(),
-            search,
-            options: vec!["ndots:5".to_owned()],
-        }
-    }
-
-    fn merge(&mut self, config: &PodDNSConfig) {
-        self.servers.extend(config.nameservers.iter().flatten().cloned());
-        self.search.extend(config.searches.iter().flatten().cloned());
-        for option in config.options.iter().flatten() {
-            let Some(name) = &option.name else { continue };
-            self.options.retain(|present| present.split(':').next() != Some(name));
-            self.options.push(match &option.value {
-                Some(value) => format!("{name}:{value}"),
-                None => name.clone(),
-            });
-        }
-    }
-
-    fn text(mut self) -> String {
-        let mut seen = std::collections::HashSet::new();
-        self.search.retain(|domain| seen.insert(domain.clone()));
-        let mut text = String::new();
-        for server in self.servers {
-            let _ = writeln!(text, "nameserver {server}");
-        }
-        if !self.search.is_empty() {
-            let _ = writeln!(text, "search {}", self.search.join(" "));
-        }
-        if !self.options.is_empty() {
-            let _ = writeln!(text, "options {}", self.options.join(" "));
-        }
-        text
-    }
+pub fn resolv_conf(pod: &Pod, cluster: &ClusterDns, node: &str) -> String {
+    let Some(parsed) = weft_model::parse::pod(pod).value else { return node.to_owned() };
+    let network = if parsed.host_network { PodNetwork::Node } else { PodNetwork::Own };
+    let node = ResolvConf::parse(node);
+    ResolvConf::of_pod(&parsed.dns, network, &parsed.key.namespace, cluster, &node).to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::PodDNSConfigOption;
-
-    const NODE: &str = "# a comment\nnameserver 192.0.2.1\nsearch example.org\noptions timeout:2\n";
-
-    fn cluster() -> ClusterDns {
-        ClusterDns {
-            servers: vec!["10.96.0.10".parse().unwrap(), "fd00:10:96::a".parse().unwrap()],
-            domain: "cluster.local".into(),
-        }
-    }
-
-    fn conf(policy: Option<&str>, host_network: Option<bool>, config: Option<PodDNSConfig>) -> String {
-        let spec = PodSpec {
-            dns_policy: policy.map(str::to_owned),
-            host_network,
-            dns_config: config,
-            ..PodSpec::default()
-        };
-        resolv_conf(&spec, "shop", &cluster(), NODE)
-    }
 
     #[test]
-    fn the_policy_chooses_the_servers() {
-        let in_cluster = "nameserver 10.96.0.10\nnameserver fd00:10:96::a\n\
-            search shop.svc.cluster.local svc.cluster.local cluster.local example.org\noptions ndots:5\n";
-        let of_node = "nameserver 192.0.2.1\nsearch example.org\noptions timeout:2\n";
-        assert_eq!(conf(None, None, None), in_cluster);
-        assert_eq!(conf(Some("ClusterFirst"), Some(true), None), of_node);
-        assert_eq!(conf(Some("ClusterFirstWithHostNet"), Some(true), None), in_cluster);
-        assert_eq!(conf(Some("Default"), None, None), of_node);
-        assert_eq!(conf(Some("None"), None, None), "");
-    }
-
-    #[test]
-    fn the_pods_own_settings_come_last_and_replace_options() {
-        let config = PodDNSConfig {
-            nameservers: Some(vec!["192.0.2.9".into()]),
-            searches: Some(vec!["cluster.local".into(), "own.example".into()]),
-            options: Some(vec![
-                PodDNSConfigOption { name: Some("ndots".into()), value: Some("2".into()) },
-                PodDNSConfigOption { name: Some("edns0".into()), value: None },
-            ]),
-        };
+    fn the_resolver_file_follows_the_pods_object() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "shop", "name": "web"},
+            "spec": {"containers": [], "dnsConfig": {
+                "nameservers": ["192.0.2.9"], "searches": ["own.example"],
+                "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}}
+        }))
+        .unwrap();
+        let cluster =
+            ClusterDns { servers: vec!["10.96.0.10".parse().unwrap()], domain: "cluster.local".to_owned() };
         assert_eq!(
-            conf(None, None, Some(config)),
-            "nameserver 10.96.0.10\nnameserver fd00:10:96::a\nnameserver 192.0.2.9\n\
+            resolv_conf(&pod, &cluster, "nameserver 192.0.2.1\nsearch example.org\n"),
+            "nameserver 10.96.0.10\nnameserver 192.0.2.9\n\
              search shop.svc.cluster.local svc.cluster.local cluster.local example.org own.example\n\
              options ndots:2 edns0\n"
         );

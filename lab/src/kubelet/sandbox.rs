@@ -9,11 +9,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use weft_model::ClusterDns;
 
 use super::bundle::{AttemptDir, at, read_json, write_json};
 use super::cni::{Attached, Attachment, Cni, CniError};
 use super::monitor::kill_cgroup;
-use super::names::{self, ClusterDns};
+use super::names;
 use super::netns;
 
 /// The directory of one pod.
@@ -189,7 +190,7 @@ impl SandboxMaker {
             names::hosts(ips, &hostname, spec, &self.dns.domain, namespace)
         };
         let node_resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        let resolv = names::resolv_conf(spec, namespace, &self.dns, &node_resolv);
+        let resolv = names::resolv_conf(pod, &self.dns, &node_resolv);
         for (file, text) in [("hosts", hosts), ("resolv.conf", resolv), ("hostname", hostname + "\n")] {
             let path = etc.join(file);
             std::fs::write(&path, text).map_err(|error| at(&path, error))?;

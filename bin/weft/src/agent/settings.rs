@@ -3,7 +3,7 @@
 use weft_datapath as datapath;
 use weft_lab::fabric::config::AgentConfig;
 use weft_lab::fabric::spec;
-use weft_model::{Addr, Cidr, ClusterSettings, Routing};
+use weft_model::{Addr, Cidr, ClusterSettings, NameSettings, ResolvConf, Routing};
 
 pub fn datapath(config: &AgentConfig) -> datapath::Config {
     datapath::Config {
@@ -24,10 +24,17 @@ pub fn cluster(config: &AgentConfig) -> ClusterSettings {
         routing: routing(config),
         dns_addresses: config.dns_ips.iter().copied().map(Addr::from).collect(),
         cluster_domain: config.cluster_domain.clone(),
+        names: names(),
         mtu: config.mtu,
         forwarding: config.forwarding,
         localhost_node_ports: config.localhost_node_ports,
     }
+}
+
+/// Pods' search lists end with the node's own: kubelets read this file too.
+fn names() -> NameSettings {
+    let file = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    NameSettings { node_search: ResolvConf::parse(&file).search, ..NameSettings::default() }
 }
 
 fn routing(config: &AgentConfig) -> Routing {

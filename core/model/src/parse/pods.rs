@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1 as api;
 
 use super::{Findings, Parsed, non_empty, uid};
-use crate::{Addr, NamedPort, Namespace, NamespaceName, NodeName, Pod, PodPhase, Port, Protocol};
+use crate::{
+    Addr, DnsPolicy, NamedPort, Namespace, NamespaceName, NodeName, Pod, PodDns, PodPhase, Port, Protocol,
+};
 
 /// The label every namespace has (KEP-2161); objects from elsewhere may lack it.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -40,9 +42,35 @@ pub fn pod(pod: &api::Pod) -> Parsed<Pod> {
         declared_ports,
         hostname: text(|spec| &spec.hostname).map(str::to_owned),
         subdomain: text(|spec| &spec.subdomain).map(str::to_owned),
+        dns: spec.map(|spec| dns(&mut findings, spec)).unwrap_or_default(),
         weight: findings.weight(&pod.metadata),
     };
     findings.with(Some(value))
+}
+
+/// What the pod says about its resolver. A policy that is unknown counts as the default.
+fn dns(findings: &mut Findings, spec: &api::PodSpec) -> PodDns {
+    let policy = match spec.dns_policy.as_deref() {
+        None | Some("" | "ClusterFirst") => DnsPolicy::ClusterFirst,
+        Some("ClusterFirstWithHostNet") => DnsPolicy::ClusterFirstWithHostNet,
+        Some("Default") => DnsPolicy::Default,
+        Some("None") => DnsPolicy::None,
+        Some(other) => {
+            findings.warning("spec.dnsPolicy", format!("{other:?} is not known; ClusterFirst counts"));
+            DnsPolicy::ClusterFirst
+        }
+    };
+    let Some(config) = &spec.dns_config else { return PodDns { policy, ..PodDns::default() } };
+    let options = config.options.iter().flatten().filter_map(|option| {
+        let name = option.name.as_deref()?;
+        Some(option.value.as_ref().map_or(name.to_owned(), |value| format!("{name}:{value}")))
+    });
+    PodDns {
+        policy,
+        servers: config.nameservers.clone().unwrap_or_default(),
+        searches: config.searches.clone().unwrap_or_default(),
+        options: options.collect(),
+    }
 }
 
 fn phase(pod: &api::Pod) -> PodPhase {

@@ -166,17 +166,17 @@ pub fn plan(endpoints: u8) -> NamePlan {
     for name in
         ["cluster.local", "svc.cluster.local", "shop.svc.cluster.local", "_tcp.web.shop.svc.cluster.local"]
     {
-        plan.names.entry(name.to_owned()).or_default();
+        plan.names.get_or_default(name.to_owned());
     }
     let web = "web.shop.svc.cluster.local";
-    plan.names.entry(web.to_owned()).or_default().a.insert(Ipv4Addr::new(10, 96, 0, 5));
+    plan.names.get_or_default(web.to_owned()).a.insert(Ipv4Addr::new(10, 96, 0, 5));
     let srv = SrvRecord { priority: 0, weight: 100, port: 80, target: web.to_owned() };
-    plan.names.entry(format!("_http._tcp.{web}")).or_default().srv.insert(srv);
-    plan.pointers.entry("5.0.96.10.in-addr.arpa".to_owned()).or_default().insert(web.to_owned());
-    plan.names.entry("dns-version.cluster.local".to_owned()).or_default().txt = Some("1.1.0".to_owned());
-    let many = plan.names.entry("many.shop.svc.cluster.local".to_owned()).or_default();
+    plan.names.get_or_default(format!("_http._tcp.{web}")).srv.insert(srv);
+    plan.pointers.get_or_default("10.96.0.5".parse().unwrap()).insert(web.to_owned());
+    plan.names.get_or_default("dns-version.cluster.local".to_owned()).txt = Some("1.1.0".to_owned());
+    let many = plan.names.get_or_default("many.shop.svc.cluster.local".to_owned());
     many.a.extend((0..endpoints).map(|last| Ipv4Addr::new(10, 244, 0, last)));
-    plan.names.entry("out.shop.svc.cluster.local".to_owned()).or_default().cname =
+    plan.names.get_or_default("out.shop.svc.cluster.local".to_owned()).cname =
         Some("a.example.test".to_owned());
     plan
 }
