@@ -3,6 +3,8 @@
 
 mod advice;
 mod balance;
+mod names;
+mod near;
 mod question;
 mod tell;
 
@@ -10,6 +12,7 @@ use serde::Serialize;
 use weft_model::{Addr, PodKey, PolicyKey, Port, Protocol, Snapshot};
 use weft_plan::RuleCause;
 
+pub use names::{NameEnd, NameStory, why_name};
 pub use question::{Destination, Question, QuestionError};
 
 use crate::reach::{Cluster, Reach};
@@ -59,6 +62,7 @@ pub struct Step {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
+    Resolver,
     Name,
     Service,
     Backend,

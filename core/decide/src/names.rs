@@ -180,7 +180,14 @@ pub fn answer_to(names: &dyn Names, client: Option<Addr>, name: &str, query: Que
 }
 
 fn normal(name: &str) -> String {
-    name.trim_end_matches('.').to_ascii_lowercase()
+    let name = name.strip_suffix('.').filter(|rest| !ends_in_escape(rest)).unwrap_or(name);
+    name.to_ascii_lowercase()
+}
+
+/// RFC 1035 5.1: a dot after a backslash is part of its label.
+fn ends_in_escape(text: &str) -> bool {
+    let escapes = text.len() - text.trim_end_matches('\\').len();
+    !escapes.is_multiple_of(2)
 }
 
 enum Step {
@@ -251,9 +258,7 @@ fn in_set(names: &dyn Names, name: &str, relative: &str, query: QueryType) -> St
 fn below<'a>(name: &'a str, domain: &str) -> Option<&'a str> {
     let relative = name.strip_suffix(domain)?;
     let Some(labels) = relative.strip_suffix('.') else { return relative.is_empty().then_some(relative) };
-    // RFC 1035 5.1: a dot after a backslash is part of its label.
-    let escapes = labels.len() - labels.trim_end_matches('\\').len();
-    escapes.is_multiple_of(2).then_some(labels)
+    (!ends_in_escape(labels)).then_some(labels)
 }
 
 /// A zone's own name.

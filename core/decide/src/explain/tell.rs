@@ -9,9 +9,9 @@ use weft_plan::{Backend, NodePlan, ServicePlan};
 
 use super::advice::{self, Party};
 use super::balance::balanced;
+use super::names;
 use super::question::PortName;
-use super::{Destination, Explanation, Path, Question, QuestionError, Stage, Step};
-use crate::names::{NameAnswer, NameData, QueryType, answer};
+use super::{Destination, Explanation, NameEnd, Path, Question, QuestionError, Stage, Step};
 use crate::reach::{Cluster, Judged, Reach, Route, Sockets};
 
 pub(super) struct Story<'c> {
@@ -112,38 +112,19 @@ impl<'c> Story<'c> {
         services.into_iter().find(|service| service.cluster_ips.iter().any(|addr| addresses.contains(addr)))
     }
 
-    /// As the pod's resolver does it: the search list first, where the name has few dots (ndots 5).
+    /// As the pod's resolver does it; of the names asked, only the one that decides is told.
     fn resolve(&self, name: &str, steps: &mut Vec<Step>) -> Vec<Addr> {
-        let domain = &self.plan.names.domain;
-        let namespace = &self.source.key.namespace;
-        let search = [format!(".{namespace}.svc.{domain}"), format!(".svc.{domain}"), format!(".{domain}")];
-        let absolute = name.ends_with('.') || name.matches('.').count() >= 5;
-        let searched = search.iter().filter(|_| !absolute).map(|suffix| format!("{name}{suffix}"));
-        let mut last = None;
-        for full in searched.chain([name.trim_end_matches('.').to_owned()]) {
-            let mut addresses = Vec::new();
-            for query in [QueryType::A, QueryType::Aaaa] {
-                let decision = answer(&*self.plan.names, &full, query);
-                if let NameAnswer::Records(records) = &decision.answer {
-                    addresses.extend(records.iter().filter_map(|record| match record.data {
-                        NameData::A(v4) => Some(Addr::from(v4)),
-                        NameData::Aaaa(v6) => Some(Addr::from(v6)),
-                        _ => None,
-                    }));
-                }
-                last = Some(decision);
-            }
-            if !addresses.is_empty() {
-                let list = addresses.iter().map(Addr::to_string).collect::<Vec<_>>().join(", ");
-                steps.push(Step::passed(Stage::Name, format!("{full} is {list}")));
-                return addresses;
-            }
+        let snapshot = self.cluster.snapshot;
+        let conf = names::resolv_conf(snapshot, self.source);
+        let mut walked = Vec::new();
+        let (end, _) = names::walk(snapshot, &self.plan.names, self.source, name, &conf, &mut walked);
+        if let NameEnd::Addresses(addresses) = end {
+            steps.extend(walked.pop());
+            return addresses;
         }
-        let why = last.map_or_else(String::new, |decision| format!(": {}", decision.cause));
-        steps.push(Step::failed(
-            Stage::Name,
-            format!("{name} gives no address from the cluster's own names{why}"),
-        ));
+        let last = walked.pop().map_or_else(String::new, |step| format!(": {}", step.text));
+        let text = format!("{name} gives no address from the cluster's own names{last}");
+        steps.push(Step::failed(Stage::Name, text));
         Vec::new()
     }
 
@@ -261,7 +242,7 @@ impl<'c> Story<'c> {
         Step::failed(Stage::Service, text)
     }
 
-    fn path(&self, to: Addr, protocol: Protocol, port: Port, backend: Option<&Backend>) -> Option<Path> {
+    pub fn path(&self, to: Addr, protocol: Protocol, port: Port, backend: Option<&Backend>) -> Option<Path> {
         let source = self.cluster.source(self.plan, self.source, to)?;
         let way = self.cluster.way(self.plan, source, to, protocol, port);
         let owner = self.cluster.owner(to).and_then(|key| self.cluster.snapshot.pods.get(key));
@@ -344,6 +325,7 @@ fn route_step(route: Route<'_>, reach: &Reach, to: Addr) -> Step {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Self::Resolver => "resolver",
             Self::Name => "name",
             Self::Service => "service",
             Self::Backend => "backend",
@@ -391,7 +373,7 @@ fn distinct(paths: &[Path]) -> (Vec<&Path>, usize) {
     (told, alike)
 }
 
-fn write_step(f: &mut fmt::Formatter<'_>, step: &Step, indent: &str) -> fmt::Result {
+pub(super) fn write_step(f: &mut fmt::Formatter<'_>, step: &Step, indent: &str) -> fmt::Result {
     let mark = if step.passed { "ok" } else { "NO" };
     writeln!(f, "{indent}{mark} {:<8} {}", step.stage, step.text)?;
     let more = format!("{indent}            ");

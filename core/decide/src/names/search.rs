@@ -1,7 +1,9 @@
 //! Where a walk through a pod's search list ends: what a resolver that walks it would find, found for it.
 //!
-//! A question cannot say whether it is one step of a walk or asked for itself, so a walk is only followed where the two cannot
-//! be confused: from its first domain, the pod's own namespace, and for names that no service of that namespace could have.
+//! A question cannot say whether it begins a walk, continues one, or is asked for itself. It is taken for a beginning where
+//! nothing else makes sense: below the pod's own namespace, the first domain of its list, and for a name that nothing in that
+//! namespace has. With two labels (`github.com`) it still could be the host of a service that is to come, so such a walk is only
+//! followed out of the cluster, never to another of its names.
 
 use weft_model::{NamespaceName, Searching};
 use weft_plan::NameClient;
@@ -23,7 +25,8 @@ pub(super) fn follow(
     unsearched: NameDecision,
 ) -> NameDecision {
     let Some(searching) = &client.searching else { return unsearched };
-    let Some(written) = written(names, &client.pod.namespace, searching, name, query) else {
+    let Some(Written { written, ends }) = written(names, &client.pod.namespace, searching, name, query)
+    else {
         return unsearched;
     };
     let mut outside = Vec::new();
@@ -33,6 +36,7 @@ pub(super) fn follow(
         match &decision.answer {
             NameAnswer::NxDomain if decision.chain.is_empty() => {}
             NameAnswer::NotOurs(_) if decision.chain.is_empty() => outside.push(candidate),
+            _ if ends == Ends::Outside => return unsearched,
             _ => {
                 let found = found(decision, name, written, candidate);
                 return walk(outside, written, found, unsearched);
@@ -65,6 +69,18 @@ fn found(decision: NameDecision, name: &str, written: &str, candidate: String) -
     NameDecision { chain, cause, ..decision }
 }
 
+struct Written<'a> {
+    written: &'a str,
+    ends: Ends,
+}
+
+/// Where a walk may be said to end.
+#[derive(PartialEq, Eq)]
+enum Ends {
+    Anywhere,
+    Outside,
+}
+
 /// What an application wrote whose resolver asks this question first.
 fn written<'a>(
     names: &dyn Names,
@@ -72,18 +88,19 @@ fn written<'a>(
     searching: &Searching,
     name: &'a str,
     query: QueryType,
-) -> Option<&'a str> {
+) -> Option<Written<'a>> {
     if matches!(query, QueryType::Any | QueryType::Cname | QueryType::Soa | QueryType::Ns | QueryType::Ptr) {
         return None;
     }
     let own = format!("{namespace}.svc.{}", names.domain());
-    let first = searching.domains.first()?;
-    let written = below(name, first).filter(|written| *first == own && !written.is_empty())?;
-    let is_free = match subject(below(name, names.domain())?) {
-        // `github.com`, unless the pod's namespace has a service `com`.
-        Subject::Endpoint(service, _) => !service_exists(names, &service),
-        Subject::Other => true,
-        Subject::Namespace(_) | Subject::Service(_) | Subject::Port(..) => false,
+    let first = searching.domains.first().filter(|first| **first == own)?;
+    let written = below(name, first).filter(|written| searching.is_searched_first(written))?;
+    let ends = match subject(below(name, names.domain())?) {
+        Subject::Endpoint(service, _) if !service_exists(names, &service) => Ends::Outside,
+        Subject::Other => Ends::Anywhere,
+        Subject::Endpoint(..) | Subject::Namespace(_) | Subject::Service(_) | Subject::Port(..) => {
+            return None;
+        }
     };
-    (is_free && searching.is_searched_first(written)).then_some(written)
+    Some(Written { written, ends })
 }

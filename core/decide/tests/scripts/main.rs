@@ -4,7 +4,7 @@
 //!   include FILE    the objects of another file of the directory
 //!   apply           objects to create or replace (YAML)
 //!   delete          objects to delete: KIND NAMESPACE/NAME, one in a line
-//!   plan NODE [TABLE...], matrix [FROM], why SOURCE DESTINATION, check    expected text
+//!   plan NODE [TABLE...], matrix [FROM], why SOURCE DESTINATION, name POD NAME, check    expected text
 //! `WEFT_UPDATE=1` writes what was found in place of what was expected.
 
 mod apps;
@@ -17,10 +17,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use weft_decide::explain::{Question, why};
+use weft_decide::explain::{Question, why, why_name};
 use weft_decide::matrix;
 use weft_model::testing::Cluster;
-use weft_model::{ClusterSettings, Finding, NodeName, Snapshot};
+use weft_model::{ClusterSettings, Finding, NodeName, PodKey, Snapshot};
 
 struct Section {
     title: String,
@@ -132,9 +132,18 @@ fn answer(section: &Section, cluster: &Cluster) -> Option<String> {
                 Err(error) => format!("error: {error}\n"),
             })
         }
+        "name" => Some(match why_name(&snapshot, &pod_key(words[0]), words[1]) {
+            Ok(story) => story.to_string(),
+            Err(error) => format!("error: {error}\n"),
+        }),
         "include" | "apply" | "delete" => None,
         other => panic!("{other} is no section"),
     }
+}
+
+fn pod_key(text: &str) -> PodKey {
+    let (namespace, name) = text.split_once('/').expect("NAMESPACE/NAME");
+    PodKey::new(namespace, name)
 }
 
 fn plan(cluster: &Cluster, node: &str, wanted: &[&str]) -> String {
