@@ -187,15 +187,18 @@ pub(super) fn walk(
             return (end, last);
         }
     }
+    let near = near::services(snapshot, &pod.key.namespace, written);
+    let hint = if near.is_empty() { String::new() } else { format!("; is {} meant?", near.join(" or ")) };
     if !upstream.is_empty() {
+        if !hint.is_empty() {
+            steps.push(Step::failed(Stage::Name, format!("{written} is no service{hint}")));
+        }
         return (NameEnd::Upstream(upstream), last);
     }
     if empty {
         steps.push(Step::failed(Stage::Name, format!("{written} exists and has no address")));
         return (NameEnd::NoAddress, last);
     }
-    let near = near::services(snapshot, &pod.key.namespace, written);
-    let hint = if near.is_empty() { String::new() } else { format!("; is {} meant?", near.join(" or ")) };
     steps.push(Step::failed(Stage::Name, format!("{written} does not exist{hint}")));
     (NameEnd::Missing, last)
 }
@@ -233,7 +236,9 @@ impl fmt::Display for NameEnd {
             Self::Addresses(list) => {
                 f.write_str(&list.iter().map(Addr::to_string).collect::<Vec<_>>().join(", "))
             }
-            Self::Upstream(names) => write!(f, "as upstream servers say about {}", names.join(", then ")),
+            Self::Upstream(names) => {
+                write!(f, "not known in the cluster: as upstream servers say about {}", names.join(", then "))
+            }
             Self::OtherServers(servers) if servers.is_empty() => f.write_str("as the node's own servers say"),
             Self::OtherServers(servers) => write!(f, "as {} says", servers.join(" or ")),
             Self::NoAddress => f.write_str("it exists and has no address"),

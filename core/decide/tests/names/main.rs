@@ -254,3 +254,14 @@ fn hostnames_are_below_the_service_of_their_subdomain() {
     }
     assert_eq!(ask(&plan, "db-0.shop.svc.cluster.local", "A"), ["NXDOMAIN of cluster.local"]);
 }
+
+/// Proves RFC 3597 §3: A type that is not known here is one the name has no records of, and its name does exist.
+#[test]
+fn unknown_types_are_types() {
+    let decision = answer(&web(), "web.shop.svc.cluster.local", QueryType::from_number(65_400));
+    assert_eq!(rows(&decision), ["NODATA of cluster.local"]);
+    assert_eq!(
+        decision.cause.to_string(),
+        "web.shop.svc.cluster.local exists and has no TYPE65400 records, only A, AAAA"
+    );
+}
