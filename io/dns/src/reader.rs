@@ -267,6 +267,7 @@ impl Reader {
         if let Look::Written(written) = look {
             let answer = self.scratch[..written.length].to_vec();
             self.tally.answer(written.source, written.code.into());
+            self.tally.truncated += u64::from(written.truncated);
             self.tally.took(written.source, work.arrived.elapsed(), 1);
             return self.reply(&work.from, &answer);
         }
@@ -542,6 +543,7 @@ impl Sources {
     fn count(&mut self, tally: &mut Tally, transport: Transport, written: &Written) {
         tally.question(transport, Some(written.kind));
         tally.answer(written.source, written.code.into());
+        tally.truncated += u64::from(written.truncated);
         match written.source {
             Source::Plan => self.plan += 1,
             _ => self.cache += 1,

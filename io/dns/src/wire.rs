@@ -13,6 +13,7 @@ const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 const TYPE_OPT: u16 = 41;
 const CLASS_IN: u16 = 1;
+const TRUNCATED: u8 = 2;
 const ANSWER_LIMIT: usize = 4096;
 
 /// What tells one ready answer from another: the name in lower case, the type, and the flags that show in an answer.
@@ -145,6 +146,8 @@ pub struct Ready {
     /// Where the times to live are.
     ttls: Box<[u16]>,
     rotation: Option<Rotation>,
+    /// What stays when addresses must be left out: the OPT record at the end. `None`: there is more than addresses in it.
+    cut: Option<usize>,
 }
 
 /// Addresses at the end of the answers, all of one size: each client gets them from another one on.
@@ -167,7 +170,8 @@ impl Ready {
             Ages::Yes => records.ttls.into(),
             Ages::No => Box::default(),
         };
-        Some(Self { wire: wire.into(), ttls, rotation: records.rotation })
+        let cut = records.rotation.and_then(|_| (records.authorities == 0).then_some(records.opt));
+        Some(Self { wire: wire.into(), ttls, rotation: records.rotation, cut })
     }
 
     pub fn len(&self) -> usize {
@@ -190,6 +194,35 @@ impl Ready {
 
     fn ttl(&self, at: usize) -> u32 {
         u32::from_be_bytes([self.wire[at], self.wire[at + 1], self.wire[at + 2], self.wire[at + 3]])
+    }
+
+    /// Writes as much of the response as fits into `limit` and returns its length and whether addresses are left out; `None`:
+    /// not by leaving out addresses. `out` has room for the whole of it.
+    pub fn write_cut(
+        &self,
+        question: &[u8],
+        common: &Common,
+        age: u32,
+        turn: usize,
+        out: &mut Vec<u8>,
+    ) -> Option<(usize, bool)> {
+        let (opt, Rotation { start, count, size }) = (self.cut?, self.rotation?);
+        if out.len() < self.wire.len() {
+            out.resize(self.wire.len(), 0);
+        }
+        self.write(question, common, age, turn, out);
+        let room = common.udp_limit.checked_sub(start + opt)?;
+        let fits = (room / size).min(count);
+        let end = start + fits * size;
+        out[end..end + opt].copy_from_slice(&self.wire[self.wire.len() - opt..]);
+        let left_out = count - fits;
+        let answers = u16::from_be_bytes([self.wire[6], self.wire[7]]).checked_sub(left_out as u16)?;
+        out[6..8].copy_from_slice(&answers.to_be_bytes());
+        out[10..12].copy_from_slice(&u16::from(opt > 0).to_be_bytes());
+        if left_out > 0 {
+            out[2] |= TRUNCATED;
+        }
+        Some((end + opt, left_out > 0))
     }
 
     /// Writes the response to `question` and returns its length; `out` has room for it.
@@ -228,6 +261,9 @@ pub enum Ages {
 struct Records {
     ttls: Vec<u16>,
     rotation: Option<Rotation>,
+    authorities: usize,
+    /// The size of the OPT record, if the last one is one.
+    opt: usize,
 }
 
 impl Records {
@@ -236,9 +272,9 @@ impl Records {
         if count(4)? != 1 {
             return None;
         }
-        let (answers, others) = (count(6)?, count(8)? + count(10)?);
+        let (answers, authorities, others) = (count(6)?, count(8)?, count(8)? + count(10)?);
         let mut at = skip_name(wire, HEADER)? + QUESTION_TAIL;
-        let mut found = Self::default();
+        let mut found = Self { authorities, ..Self::default() };
         for number in 0..answers + others {
             let fixed = skip_name(wire, at)?;
             let kind = u16::from_be_bytes([*wire.get(fixed)?, *wire.get(fixed + 1)?]);
@@ -246,6 +282,7 @@ impl Records {
             if end > wire.len() {
                 return None;
             }
+            found.opt = if kind == TYPE_OPT { end - at } else { 0 };
             if kind != TYPE_OPT {
                 found.ttls.push(u16::try_from(fixed + 4).ok()?);
             }

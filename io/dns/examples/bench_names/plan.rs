@@ -18,6 +18,7 @@ const DOMAIN: &str = "cluster.local";
 const NAMESPACES: usize = 200;
 /// So many services are headless; all pods are behind these.
 const HEADLESS: usize = 1000;
+pub const WITH_ADDRESS: usize = SERVICES - HEADLESS;
 
 pub fn service_name(number: usize) -> String {
     format!("service-{number}.namespace-{}.svc.{DOMAIN}", number % NAMESPACES)
@@ -49,13 +50,13 @@ pub fn large() -> NamePlan {
         let mut srv = BTreeSet::new();
         let mut a = BTreeSet::new();
         let port = |target: &str| SrvRecord { priority: 0, weight: 100, port: 80, target: target.to_owned() };
-        if number < SERVICES - HEADLESS {
+        if number < WITH_ADDRESS {
             a.insert(service_addr(number));
             srv.insert(port(&own));
             point(&mut plan, service_addr(number), &own);
         } else {
             let each = PODS / HEADLESS;
-            let first = (number + HEADLESS - SERVICES) * each;
+            let first = (number - WITH_ADDRESS) * each;
             for pod in first..first + each {
                 let addr = pod_addr(pod);
                 let name = format!("{}.{own}", addr.to_string().replace('.', "-"));

@@ -8,13 +8,16 @@ use std::process::Command;
 use crate::plan::{service_addr, service_name};
 use crate::{Outcome, Running, SERVICES, free_port};
 
-pub fn start(dir: &Path, upstream: u16) -> Outcome<Vec<Running>> {
+pub fn start(dir: &Path, upstream: u16, only: &[&str]) -> Outcome<Vec<Running>> {
     let mut running = Vec::new();
     for (program, start) in [
         ("unbound", unbound as fn(&Path, u16, u16) -> Outcome<Command>),
         ("kresd", knot_resolver),
         ("dnsmasq", dnsmasq),
     ] {
+        if !only.is_empty() && !only.contains(&program) {
+            continue;
+        }
         if Command::new(program).arg("-V").output().is_err() {
             println!("{program} is not installed");
             continue;
