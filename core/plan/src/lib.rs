@@ -4,6 +4,7 @@
 mod diff;
 mod endpoints;
 pub mod maglev;
+mod name_changes;
 mod names;
 mod node;
 mod policies;
@@ -12,6 +13,9 @@ mod services;
 
 pub use diff::Changes;
 pub use endpoints::{ClassId, EndpointPlan, NextHop};
+pub use name_changes::{
+    NameEvent, NameHead, NameMessageError, NameMessages, NameRow, NameVersion, write_names,
+};
 pub use names::{Absence, NameClient, NamePlan, NameRecords, SrvRecord};
 pub use node::{NodePlan, NodeSettings};
 pub use policies::{

@@ -11,6 +11,8 @@ use crate::poll::Interest;
 const IDLE: Duration = Duration::from_secs(10);
 /// A response that the client does not take in this time ends its connection.
 const TAKES: Duration = Duration::from_secs(5);
+/// A client that has asked nothing for so long is not in the middle of something.
+const QUIET: Duration = Duration::from_millis(500);
 const MOST_WAITING: usize = 64;
 const MOST_OUTPUT: usize = 256 << 10;
 /// No question is longer.
@@ -237,9 +239,11 @@ impl Connections {
         self.end_all(|connection| connection.is_over(now));
     }
 
-    /// Ends those that wait for nothing.
-    pub fn end_idle(&mut self) {
-        self.end_all(Connection::is_idle);
+    /// Ends those whose client has asked nothing for a while: this process is ending.
+    pub fn end_quiet(&mut self, now: Instant) {
+        self.end_all(|connection| {
+            connection.is_idle() && now.saturating_duration_since(connection.used) >= QUIET
+        });
     }
 
     fn end_all(&mut self, is_over: impl Fn(&Connection) -> bool) {

@@ -2,28 +2,30 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io::{self, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
-use weft_plan::NamePlan;
+use tokio::sync::mpsc;
+use weft_decide::names::Names;
 
 use crate::Error;
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
-use crate::plan::PlanHolder;
+use crate::plan::{Accepted, PlanHolder, Refused};
 
-/// 150,000 endpoints with their names take about a fifth of this.
-const LARGEST_PLAN: usize = 256 << 20;
+/// Parts of a message that wait to be worked on.
+const CHUNKS: usize = 16;
 
 #[derive(Clone)]
 pub struct Control {
@@ -74,44 +76,60 @@ impl Control {
             (&Method::GET, "/status") => {
                 respond(StatusCode::OK, "application/json", self.status().to_string())
             }
+            (&Method::GET, "/ready") => match self.plans.read().loaded.is_some() {
+                true => text(StatusCode::OK, "ready\n".to_owned()),
+                false => text(StatusCode::SERVICE_UNAVAILABLE, "no names were received yet\n".to_owned()),
+            },
             (&Method::GET, "/metrics") => {
                 respond(StatusCode::OK, "text/plain; version=0.0.4", self.prometheus())
             }
-            (_, "/plan" | "/status" | "/metrics") => text(
+            (_, "/plan" | "/status" | "/ready" | "/metrics") => text(
                 StatusCode::METHOD_NOT_ALLOWED,
                 format!("{} is not a method of {path}\n", request.method()),
             ),
-            _ => {
-                text(StatusCode::NOT_FOUND, "there are PUT /plan, GET /status and GET /metrics\n".to_owned())
-            }
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "there are PUT /plan, GET /status, GET /ready and GET /metrics\n".to_owned(),
+            ),
         })
     }
 
-    async fn put_plan(&self, body: Incoming) -> Response<Full<Bytes>> {
-        let refused = |code, reason: String| {
-            self.metrics.plans_refused.add();
-            tracing::warn!(reason, "a plan was refused; the one before stays in force");
-            text(code, reason + "\n")
-        };
-        let bytes = match Limited::new(body, LARGEST_PLAN).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => {
-                return refused(StatusCode::BAD_REQUEST, format!("the plan could not be received: {error}"));
-            }
-        };
-        let plan: NamePlan = match serde_json::from_slice(&bytes) {
-            Ok(plan) => plan,
-            Err(error) => return refused(StatusCode::BAD_REQUEST, format!("not a plan of names: {error}")),
-        };
-        if plan.domain.is_empty() {
-            return refused(StatusCode::BAD_REQUEST, "not a plan of names: domain is empty".to_owned());
-        }
-        self.metrics.plans.add();
+    /// The message is worked on as it comes: it is never in memory as a whole.
+    async fn put_plan(&self, mut body: Incoming) -> Response<Full<Bytes>> {
+        let (send, receive) = mpsc::channel(CHUNKS);
         let plans = self.plans.clone();
-        // The disk may be slow; names are answered meanwhile.
-        let done = tokio::task::spawn_blocking(move || plans.replace(plan, &bytes)).await;
-        match done {
-            Ok(()) => respond(StatusCode::NO_CONTENT, "text/plain", String::new()),
+        let working = tokio::task::spawn_blocking(move || {
+            plans.receive(BufReader::new(Chunks { receive, chunk: Bytes::new() }))
+        });
+        while let Some(frame) = body.frame().await {
+            let chunk = frame.map(|frame| frame.into_data().unwrap_or_default()).map_err(io::Error::other);
+            if send.send(chunk).await.is_err() {
+                break;
+            }
+        }
+        drop(send);
+        match working.await {
+            Ok(Ok(accepted)) => {
+                self.metrics.plans.add();
+                // The sender need not know why: it keeps what it sent, and sends it whole the next time.
+                let code = match accepted {
+                    Accepted::InForce => StatusCode::NO_CONTENT,
+                    Accepted::WantsWhole => StatusCode::ACCEPTED,
+                };
+                respond(code, "text/plain", String::new())
+            }
+            Ok(Err(refused)) => {
+                self.metrics.plans_refused.add();
+                tracing::warn!(%refused, "names were refused; those before stay in force");
+                let code = match refused {
+                    Refused::OtherPlan => StatusCode::CONFLICT,
+                    Refused::Disk(_) => StatusCode::SERVICE_UNAVAILABLE,
+                    Refused::Message(_) | Refused::BrokenOff | Refused::Receiving(_) => {
+                        StatusCode::BAD_REQUEST
+                    }
+                };
+                text(code, format!("{refused}\n"))
+            }
             Err(error) => {
                 text(StatusCode::INTERNAL_SERVER_ERROR, format!("the plan is not in force: {error}\n"))
             }
@@ -127,9 +145,10 @@ impl Control {
             "plan": plan.as_ref().map(|loaded| json!({
                 "source": loaded.origin,
                 "since": loaded.since.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
-                "domain": loaded.plan.domain,
-                "names": loaded.plan.names.len(),
-                "pointers": loaded.plan.pointers.len(),
+                "domain": loaded.index.domain(),
+                "version": loaded.version,
+                "names": loaded.index.counts().0,
+                "pointers": loaded.index.counts().1,
             })),
             "listen": self.listen,
             "upstreams": self.forwarder.status(),
@@ -141,7 +160,7 @@ impl Control {
     fn prometheus(&self) -> String {
         let state = self.plans.read();
         let plan = &state.loaded;
-        let names = plan.as_ref().map_or(0, |loaded| loaded.plan.names.len());
+        let names = plan.as_ref().map_or(0, |loaded| loaded.index.counts().0);
         let cache = self.forwarder.cache_counts();
         self.metrics.to_prometheus(&[
             ("weft_dns_ready", "Whether a plan of names is in force.", u64::from(plan.is_some())),
@@ -149,6 +168,26 @@ impl Control {
             ("weft_dns_cache_entries", "Upstream answers kept.", cache.entries),
             ("weft_dns_cache_bytes", "What they take in memory.", cache.bytes),
         ])
+    }
+}
+
+/// The body of a request, read where waiting is allowed.
+struct Chunks {
+    receive: mpsc::Receiver<io::Result<Bytes>>,
+    chunk: Bytes,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.receive.blocking_recv() {
+                Some(chunk) => self.chunk = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let length = self.chunk.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&self.chunk.split_to(length));
+        Ok(length)
     }
 }
 

@@ -136,6 +136,10 @@ impl Admission {
         Ok(Permit { admission: self.clone(), client })
     }
 
+    pub fn waiting(&self) -> usize {
+        self.lock().waiting
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -220,7 +224,7 @@ mod tests {
         let others: Vec<_> = (2..12).filter_map(|last| admission.enter(client(last), now).ok()).collect();
         assert_eq!(others.len(), 10);
         drop((flood, others));
-        assert_eq!(admission.lock().waiting, 0);
+        assert_eq!(admission.waiting(), 0);
     }
 
     #[test]

@@ -11,6 +11,8 @@ mod control;
 mod entry;
 mod fair;
 mod forward;
+mod handover;
+mod index;
 mod metrics;
 mod plan;
 mod poll;
@@ -29,7 +31,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,6 +40,7 @@ pub use upstreams::Upstreams;
 
 use fair::Admission;
 use forward::Forwarder;
+use handover::{Handover, Taken};
 use metrics::Metrics;
 use plan::PlanHolder;
 use reader::Serving;
@@ -112,14 +115,21 @@ pub async fn run(config: Config) -> Result<(), Error> {
     run_until(config, stop).await
 }
 
-/// Answers until `stop` is done.
+/// Answers until `stop` is done, or until a successor has taken the sockets over.
 pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> Result<(), Error> {
     let metrics = Arc::new(Metrics::default());
     let plans = Arc::new(PlanHolder::new(&config.domain, config.plan_file.clone()));
+    let taken = take_over(&config).await;
+    // A predecessor has put its plan on disk before it handed anything over.
     plans.load_from_disk();
     let servers = upstreams::resolve(&config.upstreams, &config.listen, config.port);
     let forwarder = Forwarder::new(servers, metrics.clone());
-    let listening = Listening::open(&config).await?;
+    let (predecessor, listening) = match taken {
+        Some(taken) => (Some(taken.stream), Some(taken.listening)),
+        None => (None, None),
+    };
+    let listening = Listening::open(&config, listening).await?;
+    let handover = Handover::listen(&config.socket, listening.try_clone().map_err(Error::Thread)?)?;
     let control = control::Control {
         node: config.node.clone(),
         plans: plans.clone(),
@@ -129,19 +139,51 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> Result
     };
     let control = control.listen(&config.socket)?;
     let serving = Serving {
-        server: Arc::new(Server::new(plans, forwarder)),
+        server: Arc::new(Server::new(plans.clone(), forwarder)),
         metrics,
         admission: Admission::new(threads::limits(), Instant::now()),
         runtime: Handle::current(),
     };
     tracing::info!(node = config.node, addresses = ?listening.addresses(), "answering names");
     let threads = Threads::start(Arc::new(serving), listening)?;
+    if let Some(predecessor) = predecessor {
+        handover::tell_serving(predecessor);
+    }
     let control = tokio::spawn(control);
-    stop.await;
+    let sync = tokio::spawn(keep_on_disk(plans.clone()));
+    let handed_over = tokio::select! {
+        () = stop => false,
+        () = handover.handed_over(|| plans.freeze(), || plans.thaw()) => true,
+    };
     threads.end().await;
     control.abort();
+    sync.abort();
+    if handed_over {
+        tracing::info!(node = config.node, "a successor answers names now");
+        return Ok(());
+    }
+    handover.close();
+    let _ = tokio::task::spawn_blocking(move || plans.sync()).await;
     // A name that nobody listens on would make clients wait instead of fail.
     let _ = std::fs::remove_file(&config.socket);
     tracing::info!(node = config.node, "no longer answering names");
     Ok(())
+}
+
+async fn take_over(config: &Config) -> Option<Taken> {
+    let socket = config.socket.clone();
+    tokio::task::spawn_blocking(move || handover::take(&socket)).await.ok().flatten()
+}
+
+/// How often what changed is put on disk.
+const SYNC: Duration = Duration::from_secs(1);
+
+async fn keep_on_disk(plans: Arc<PlanHolder>) {
+    loop {
+        tokio::time::sleep(SYNC).await;
+        let plans = plans.clone();
+        if tokio::task::spawn_blocking(move || plans.sync()).await.is_err() {
+            tracing::error!("keeping names on disk has failed");
+        }
+    }
 }

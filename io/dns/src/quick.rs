@@ -1,11 +1,12 @@
 //! The quick path: what was asked before is answered from ready bytes, without decoding a message or taking memory. Anything
 //! else is `serve`'s, whose answers are kept here when they may be.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::ready::{Answers, New, Seconds, Source};
 use crate::reply::Transport;
-use crate::serve::{Made, Server, Step};
+use crate::serve::{Audience, Made, Server, Step};
 use crate::wire::{self, Ages, Key, Ready};
 
 /// Upstream answers are asked of the cache again after this, and after a part of their life: it counts uses, renews what is
@@ -48,11 +49,15 @@ impl Quick {
         &mut self,
         server: &Server,
         message: &[u8],
-        transport: Transport,
+        (client, transport): (IpAddr, Transport),
         now: Instant,
         out: &mut [u8],
     ) -> Look {
         let Some(common) = wire::common(message, &mut self.key) else { return Look::Unknown };
+        if self.ready.get(self.key.as_bytes()).is_none() {
+            // Whether a name exists is the same for all; what else a question may mean is not.
+            self.key.set_class(server.plans().class(client));
+        }
         let Some(entry) = self.ready.get(self.key.as_bytes()) else { return Look::Unknown };
         let seconds = seconds(self.started, now);
         if entry.until <= seconds || !server.plans().holds(entry.dependency) {
@@ -73,14 +78,14 @@ impl Quick {
     }
 
     /// Keeps an answer for whoever asks the same.
-    pub fn remember(&mut self, server: &Server, message: &[u8], made: &Made, answer: &[u8]) {
+    pub fn remember(&mut self, server: &Server, message: &[u8], client: IpAddr, made: &Made, answer: &[u8]) {
         let Some((ages, dependency)) = made.keep.ages() else { return };
         let Some(common) = wire::common(message, &mut self.key) else { return };
         let now = seconds(self.started, Instant::now());
         let ready = if common.upper_case || !made.is_whole() {
             let mut whole = Vec::new();
             let canonical = wire::canonical(message, &self.key);
-            match server.step(&canonical, Transport::Tcp, &mut whole) {
+            match server.step(&canonical, (client, Transport::Tcp), &mut whole) {
                 Step::Made(again) if again.is_whole() && again.keep.ages() == Some((ages, dependency)) => {
                     Ready::new(&whole, ages)
                 }
@@ -98,6 +103,9 @@ impl Quick {
             }
         };
         if until > now {
+            if made.audience == Audience::Alike {
+                self.key.set_class(server.plans().class(client));
+            }
             let new = New { answer, made: now, until, dependency, source: made.source };
             self.ready.put(self.key.as_bytes(), new);
         }
@@ -124,14 +132,21 @@ mod tests {
     use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
     use hickory_proto::rr::rdata::A;
     use hickory_proto::rr::{Name, RData, Record, RecordType};
-    use weft_plan::{NamePlan, NameRecords, SrvRecord};
+    use weft_model::{PodKey, Searching};
+    use weft_plan::{NameClient, NamePlan, NameRecords, SrvRecord};
 
     use super::*;
     use crate::forward::Forwarder;
     use crate::metrics::Metrics;
     use crate::plan::PlanHolder;
+    use crate::plan::tests::whole;
 
-    const NAMES: [&str; 12] = [
+    /// A pod with a search list, and somebody else.
+    const CLIENTS: [IpAddr; 2] =
+        [IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1)), IpAddr::V4(Ipv4Addr::new(10, 244, 0, 2))];
+    const NAMES: [&str; 14] = [
+        "many.example.test.shop.svc.cluster.local.",
+        "web.shop.shop.svc.cluster.local.",
         "web.shop.svc.cluster.local.",
         "_http._tcp.web.shop.svc.cluster.local.",
         "many.shop.svc.cluster.local.",
@@ -159,8 +174,16 @@ mod tests {
         let near =
             NameRecords { cname: Some("few.shop.svc.cluster.local".to_owned()), ..NameRecords::default() };
         let port = NameRecords { srv: [srv].into(), ..NameRecords::default() };
+        let searching = Searching {
+            domains: ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"]
+                .map(str::to_owned)
+                .into(),
+            ndots: 5,
+        };
+        let client = NameClient { pod: PodKey::new("shop", "a"), searching: Some(searching) };
         NamePlan {
             domain: "cluster.local".to_owned(),
+            clients: [(CLIENTS[0].into(), client)].into(),
             reverse: BTreeSet::from(["10.96.0.0/16".parse().unwrap()]),
             names: records(&[
                 ("", NameRecords::default()),
@@ -285,7 +308,7 @@ mod tests {
     async fn quick_answers_are_what_the_general_path_says() {
         let dir = tempfile::tempdir().unwrap();
         let plans = Arc::new(PlanHolder::new("cluster.local", dir.path().join("names")));
-        plans.replace(plan(), b"");
+        plans.receive(&whole(&plan(), 1)[..]).unwrap();
         let forwarder = Forwarder::new(vec![upstream()], Arc::new(Metrics::default()));
         let server = Server::new(plans, forwarder);
         let mut quick = Quick::new(1 << 20, Instant::now());
@@ -295,9 +318,10 @@ mod tests {
         for number in 0..60_000 {
             let question = draws.question();
             let question = if number % 3 == 0 { draws.mutate(question) } else { question };
-            let transport = [Transport::Udp, Transport::Tcp][draws.below(2)];
-            let look = quick.look(&server, &question, transport, Instant::now(), &mut room);
-            let step = server.step(&question, transport, &mut out);
+            let client = CLIENTS[draws.below(2)];
+            let from = (client, [Transport::Udp, Transport::Tcp][draws.below(2)]);
+            let look = quick.look(&server, &question, from, Instant::now(), &mut room);
+            let step = server.step(&question, from, &mut out);
             match (look, step) {
                 (Look::Written(written), Step::Made(made)) => {
                     compare(&room[..written.length], &out, &question);
@@ -309,7 +333,7 @@ mod tests {
                 (Look::Unknown, Step::Made(made)) => {
                     truncated += usize::from(!made.is_whole());
                     wrong += usize::from(made.source == Source::Message);
-                    quick.remember(&server, &question, &made, &out);
+                    quick.remember(&server, &question, client, &made, &out);
                 }
                 (Look::Unknown, Step::Waits(waiting)) => _ = server.finish(*waiting, &mut out).await,
                 (Look::Unknown, Step::Ignored) => {}
@@ -323,27 +347,25 @@ mod tests {
     async fn a_new_plan_makes_ready_answers_anew_and_addresses_take_turns() {
         let dir = tempfile::tempdir().unwrap();
         let plans = Arc::new(PlanHolder::new("cluster.local", dir.path().join("names")));
-        plans.replace(plan(), b"");
+        plans.receive(&whole(&plan(), 1)[..]).unwrap();
         let server = Server::new(plans.clone(), Forwarder::new(vec![], Arc::new(Metrics::default())));
         let mut quick = Quick::new(1 << 20, Instant::now());
         let mut message = Message::query();
-        message.add_query(Query::query(Name::from_ascii(NAMES[3]).unwrap(), RecordType::A));
+        message.add_query(Query::query(Name::from_ascii(NAMES[5]).unwrap(), RecordType::A));
         let question = message.to_vec().unwrap();
         let (mut out, mut room) = (Vec::new(), vec![0; 4096]);
-        let Step::Made(made) = server.step(&question, Transport::Udp, &mut out) else { panic!() };
-        quick.remember(&server, &question, &made, &out);
+        let from = (CLIENTS[1], Transport::Udp);
+        let Step::Made(made) = server.step(&question, from, &mut out) else { panic!() };
+        quick.remember(&server, &question, from.0, &made, &out);
         let mut starts = BTreeSet::new();
         for _ in 0..200 {
-            let look = quick.look(&server, &question, Transport::Udp, Instant::now(), &mut room);
+            let look = quick.look(&server, &question, from, Instant::now(), &mut room);
             let Look::Written(written) = look else { panic!() };
             let reply = Message::from_vec(&room[..written.length]).unwrap();
             starts.insert(reply.answers[0].data.to_string());
         }
         assert_eq!(starts.len(), 5, "each address comes first at times");
-        plans.replace(NamePlan { names: Default::default(), ..plan() }, b"");
-        assert!(matches!(
-            quick.look(&server, &question, Transport::Udp, Instant::now(), &mut room),
-            Look::Unknown
-        ));
+        plans.receive(&whole(&NamePlan { names: Default::default(), ..plan() }, 2)[..]).unwrap();
+        assert!(matches!(quick.look(&server, &question, from, Instant::now(), &mut room), Look::Unknown));
     }
 }

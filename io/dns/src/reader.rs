@@ -27,10 +27,12 @@ const MOST_BATCHES: usize = 8;
 const SLICE: Duration = Duration::from_micros(100);
 const MOST_QUEUED: usize = 4096;
 const SWEEP: Duration = Duration::from_secs(1);
+/// How often a thread that ends looks whether it has ended.
+const ENDING: Duration = Duration::from_millis(50);
 const SCRATCH: usize = 64 << 10;
 const MOST_READS: usize = 4;
 /// How long a thread that ends waits for answers under way.
-const DRAIN: Duration = Duration::from_secs(6);
+pub const DRAIN: Duration = Duration::from_secs(6);
 
 /// What all threads share.
 pub struct Serving {
@@ -171,7 +173,11 @@ impl Reader {
     pub fn run(mut self) {
         let mut tokens = Vec::new();
         loop {
-            let time = if self.queue.is_empty() { SWEEP } else { Duration::ZERO };
+            let time = match self.ending {
+                _ if !self.queue.is_empty() => Duration::ZERO,
+                Some(_) => ENDING,
+                None => SWEEP,
+            };
             if let Err(error) = self.poll.wait(time, &mut tokens) {
                 tracing::error!(%error, "cannot wait for questions");
                 std::thread::sleep(Duration::from_millis(10));
@@ -218,8 +224,10 @@ impl Reader {
         let arrived = Instant::now();
         let mut counts = Sources::default();
         for index in 0..received {
+            let client = self.batch.clients[index];
+            let from = (client.address(), Transport::Udp);
             let (message, room) = self.batch.both(index);
-            match self.quick.look(&self.serving.server, message, Transport::Udp, arrived, room) {
+            match self.quick.look(&self.serving.server, message, from, arrived, room) {
                 Look::Written(written) => {
                     self.batch.answered(index, written.length);
                     counts.count(&mut self.tally, Transport::Udp, &written);
@@ -227,9 +235,8 @@ impl Reader {
                 Look::Unknown => {
                     self.tally.question(Transport::Udp, wire::kind(message));
                     let message = message.into();
-                    let client = self.batch.clients[index];
                     let work = Work { message, from: From::Udp { port, client }, arrived };
-                    self.enqueue(client.address(), work);
+                    self.enqueue(from.0, work);
                 }
             }
         }
@@ -255,15 +262,10 @@ impl Reader {
     }
 
     fn make(&mut self, client: IpAddr, work: Work) {
-        let transport = work.from.transport();
+        let from = (client, work.from.transport());
         // The same question may have been answered since this one came.
-        let look = self.quick.look(
-            &self.serving.server,
-            &work.message,
-            transport,
-            Instant::now(),
-            &mut self.scratch,
-        );
+        let look =
+            self.quick.look(&self.serving.server, &work.message, from, Instant::now(), &mut self.scratch);
         if let Look::Written(written) = look {
             let answer = self.scratch[..written.length].to_vec();
             self.tally.answer(written.source, written.code.into());
@@ -272,9 +274,9 @@ impl Reader {
             return self.reply(&work.from, &answer);
         }
         let mut out = std::mem::take(&mut self.out);
-        match self.serving.server.step(&work.message, transport, &mut out) {
+        match self.serving.server.step(&work.message, from, &mut out) {
             Step::Made(made) => {
-                self.quick.remember(&self.serving.server, &work.message, &made, &out);
+                self.quick.remember(&self.serving.server, &work.message, client, &made, &out);
                 self.made(&work, &made, &out);
             }
             Step::Ignored => {
@@ -315,17 +317,19 @@ impl Reader {
             From::Udp { port, client } => {
                 let socket = self.ports[port].socket.clone();
                 self.serving.runtime.spawn(async move {
-                    let answer = serving.finish(*waiting, permit, arrived).await;
+                    let answer = serving.finish(*waiting, arrived).await;
                     if batch::send(&socket, &client, &answer).is_err() {
                         serving.metrics.serving.dropped.add();
                     }
+                    drop(permit);
                 });
             }
             From::Tcp { index, serial } => {
                 let mailbox = self.mailbox.clone();
                 self.serving.runtime.spawn(async move {
-                    let answer = serving.finish(*waiting, permit, arrived).await;
+                    let answer = serving.finish(*waiting, arrived).await;
                     mailbox.put(Letter { index, serial, answer });
+                    drop(permit);
                 });
             }
         }
@@ -418,6 +422,7 @@ impl Reader {
     /// Answers the questions that have come whole.
     fn answer_input(&mut self, index: usize, connection: &mut Connection, now: Instant) -> Fate {
         let input = connection.take_input();
+        let from = (connection.client, Transport::Tcp);
         let mut used = 0;
         let mut counts = Sources::default();
         let mut fate = Fate::Stays;
@@ -432,7 +437,7 @@ impl Reader {
                 }
             };
             used += 2 + message.len();
-            match self.quick.look(&self.serving.server, message, Transport::Tcp, now, &mut self.scratch) {
+            match self.quick.look(&self.serving.server, message, from, now, &mut self.scratch) {
                 Look::Written(written) => {
                     connection.answer(&self.scratch[..written.length]);
                     counts.count(&mut self.tally, Transport::Tcp, &written);
@@ -507,7 +512,7 @@ impl Reader {
     /// What is due every second; true when the thread has ended.
     fn sweep(&mut self) -> bool {
         if let Some(since) = self.ending {
-            self.connections.end_idle();
+            self.connections.end_quiet(Instant::now());
             let quiet = self.queue.is_empty() && self.connections.is_empty();
             return quiet || since.elapsed() >= DRAIN;
         }
@@ -520,10 +525,9 @@ impl Reader {
 }
 
 impl Serving {
-    async fn finish(&self, waiting: Waiting, permit: Permit, arrived: Instant) -> Vec<u8> {
+    async fn finish(&self, waiting: Waiting, arrived: Instant) -> Vec<u8> {
         let mut answer = Vec::new();
         let made = self.server.finish(waiting, &mut answer).await;
-        drop(permit);
         let mut tally = Tally::default();
         made.count(&mut tally);
         tally.took(made.source, arrived.elapsed(), 1);

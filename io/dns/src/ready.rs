@@ -1,14 +1,14 @@
 //! Ready answers of one serving thread, found by question. Bounded: what is asked seldom makes room for what is asked more.
 
-use std::hash::{BuildHasher, RandomState};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 
 use crate::plan::Dependency;
 use crate::wire::Ready;
 
-const WAYS: usize = 4;
 const NXDOMAIN: u8 = 3;
 /// What an answer takes besides its bytes and its key.
-const OVERHEAD: usize = size_of::<Entry>() + size_of::<Option<Box<Entry>>>() + 48;
+const OVERHEAD: usize = size_of::<Entry>() + size_of::<Option<Box<Entry>>>() + 80;
 
 /// Seconds of the thread's clock.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -38,12 +38,14 @@ pub enum Source {
     Shed,
 }
 
-/// A hash table of sets of four: a new answer takes the place of one in its set that was not asked for again.
 pub struct Answers {
+    places: HashMap<u64, usize, BuildHasherDefault<AsIs>>,
     slots: Vec<Option<Box<Entry>>>,
-    hasher: Hasher,
+    free: Vec<usize>,
+    hasher: Secret,
     bytes: usize,
     most_bytes: usize,
+    /// Where the search for room goes on: answers asked for since it last came by are passed over once.
     hand: usize,
     /// Questions about names that do not exist, seen once: most are never asked again.
     door: Box<[u16]>,
@@ -53,22 +55,27 @@ const DOOR: usize = 4096;
 
 impl Answers {
     pub fn new(most_bytes: usize) -> Self {
-        // An answer of usual size takes about 400 bytes.
-        let sets = (most_bytes / 400 / WAYS).next_power_of_two().max(1);
-        let slots = std::iter::repeat_with(|| None).take(sets * WAYS).collect();
-        Self { slots, hasher: Hasher::new(), bytes: 0, most_bytes, hand: 0, door: vec![0; DOOR].into() }
+        Self {
+            places: HashMap::default(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            hasher: Secret::new(),
+            bytes: 0,
+            most_bytes,
+            hand: 0,
+            door: vec![0; DOOR].into(),
+        }
     }
 
     /// Whether it still holds is for the caller to see.
     pub fn get(&mut self, key: &[u8]) -> Option<&mut Entry> {
-        let hash = self.hasher.hash(key);
-        let set = self.set(hash);
-        let found = self.slots[set..set + WAYS]
-            .iter_mut()
-            .flatten()
-            .find(|entry| entry.hash == hash && *entry.key == *key)?;
-        found.asked = true;
-        Some(found)
+        let place = *self.places.get(&self.hasher.hash(key))?;
+        let entry = self.slots.get_mut(place)?.as_mut()?;
+        if *entry.key != *key {
+            return None;
+        }
+        entry.asked = true;
+        Some(entry)
     }
 
     pub fn put(&mut self, key: &[u8], new: New) {
@@ -79,65 +86,46 @@ impl Answers {
         let New { answer, made, until, dependency, source } = new;
         let entry = Entry { hash, key: key.into(), answer, made, until, dependency, source, asked: false };
         let size = entry.size();
-        if size > self.most_bytes {
+        if size > self.most_bytes / 4 {
             return;
         }
-        let set = self.set(hash);
-        let victim = self.victim(set, hash, key, made);
-        self.bytes -= self.slots[victim].as_ref().map_or(0, |entry| entry.size());
-        self.slots[victim] = Some(Box::new(entry));
-        self.bytes += size;
-        while self.bytes > self.most_bytes {
-            self.make_room(victim, made);
+        if let Some(place) = self.places.get(&hash).copied() {
+            self.remove(place);
         }
+        while self.bytes + size > self.most_bytes {
+            self.make_room(made);
+        }
+        let place = self.free.pop().unwrap_or(self.slots.len());
+        if place == self.slots.len() {
+            self.slots.push(None);
+        }
+        self.slots[place] = Some(Box::new(entry));
+        self.places.insert(hash, place);
+        self.bytes += size;
     }
 
     fn was_seen(&mut self, hash: u64) -> bool {
         let tag = (hash >> 48) as u16 | 1;
-        std::mem::replace(&mut self.door[(hash >> 32) as usize % DOOR], tag) == tag
+        std::mem::replace(&mut self.door[(hash >> 16) as usize % DOOR], tag) == tag
     }
 
-    /// The place of the same question, else an empty one, else of one not asked for since somebody looked for a place.
-    fn victim(&mut self, set: usize, hash: u64, key: &[u8], now: Seconds) -> usize {
-        let ways = &mut self.slots[set..set + WAYS];
-        let same = |slot: &Option<Box<Entry>>| {
-            slot.as_ref().is_some_and(|entry| entry.hash == hash && *entry.key == *key)
-        };
-        let free = |slot: &Option<Box<Entry>>| slot.as_ref().is_none_or(|entry| entry.until <= now);
-        if let Some(way) = ways.iter().position(same).or_else(|| ways.iter().position(free)) {
-            return set + way;
-        }
-        let start = hash as usize >> 60;
-        for step in 0..2 * WAYS {
-            let way = (start + step) % WAYS;
-            match &mut ways[way] {
-                Some(entry) if entry.asked => entry.asked = false,
-                _ => return set + way,
-            }
-        }
-        set + start % WAYS
-    }
-
-    /// A clock's hand over all places, past those that were asked for.
-    fn make_room(&mut self, spared: usize, now: Seconds) {
+    fn make_room(&mut self, now: Seconds) {
         loop {
-            self.hand = (self.hand + 1) % self.slots.len();
-            if self.hand == spared {
-                continue;
-            }
+            self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 0 };
             match &mut self.slots[self.hand] {
                 Some(entry) if entry.asked && entry.until > now => entry.asked = false,
-                slot @ Some(_) => {
-                    self.bytes -= slot.take().map_or(0, |entry| entry.size());
-                    return;
-                }
+                Some(_) => return self.remove(self.hand),
                 None => {}
             }
         }
     }
 
-    fn set(&self, hash: u64) -> usize {
-        (hash as usize % (self.slots.len() / WAYS)) * WAYS
+    fn remove(&mut self, place: usize) {
+        if let Some(entry) = self.slots[place].take() {
+            self.bytes -= entry.size();
+            self.places.remove(&entry.hash);
+            self.free.push(place);
+        }
     }
 }
 
@@ -157,11 +145,11 @@ impl Entry {
 }
 
 /// Multiplies and folds eight bytes at a time, with a secret of its own: clients choose the questions.
-struct Hasher {
+struct Secret {
     secrets: [u64; 2],
 }
 
-impl Hasher {
+impl Secret {
     fn new() -> Self {
         let random = RandomState::new();
         Self { secrets: [random.hash_one(1) | 1, random.hash_one(2) | 1] }
@@ -185,6 +173,26 @@ impl Hasher {
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
+}
+
+/// Keys of the table are hashes already.
+#[derive(Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = value;
+    }
 }
 
 #[cfg(test)]

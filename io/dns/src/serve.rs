@@ -1,16 +1,19 @@
 //! Any message to its response: the general path, which decodes whole messages. The quick one for what is asked again and again
 //! is in `reader`.
 
+use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record};
-use weft_decide::names::{self, NameAnswer, NameData, NameRecord, QueryType};
+use weft_decide::names::{self, NameAnswer, NameData, NameDecision, NameRecord, Names, QueryType, Walk};
 
 use crate::entry::Key;
 use crate::forward::Forwarder;
+use crate::index::ClientClass;
 use crate::plan::{Dependency, Loaded, PlanHolder};
 use crate::ready::Source;
 use crate::reply::{self, Answer, Explanation, Fit, Parsed, Request, Transport};
@@ -39,7 +42,16 @@ pub struct Made {
     pub code: ResponseCode,
     pub source: Source,
     pub keep: Keep,
+    pub audience: Audience,
     pub fit: Fit,
+}
+
+/// Who else would get the same response.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Audience {
+    All,
+    /// Clients that search alike.
+    Alike,
 }
 
 /// Whether the same question may get the same response again.
@@ -77,11 +89,13 @@ impl Keep {
 /// A question only an upstream server can answer.
 pub struct Waiting {
     request: Request,
-    /// ExternalName aliases that led to the name asked upstream.
-    chain: Vec<Record>,
-    key: Key,
+    decided: Decided,
+    audience: Audience,
     transport: Transport,
 }
+
+/// Who asks, and over what.
+pub type From = (IpAddr, Transport);
 
 impl Server {
     pub fn new(plans: Arc<PlanHolder>, forwarder: Arc<Forwarder>) -> Self {
@@ -93,42 +107,43 @@ impl Server {
     }
 
     /// Everything that needs no waiting. The response, if there is one, is in `out`.
-    pub fn step(&self, bytes: &[u8], transport: Transport, out: &mut Vec<u8>) -> Step {
+    pub fn step(&self, bytes: &[u8], (client, transport): From, out: &mut Vec<u8>) -> Step {
+        let refused = |code, fit| {
+            Step::Made(Made { code, source: Source::Message, keep: Keep::No, audience: Audience::All, fit })
+        };
         let request = match reply::parse(bytes) {
             Parsed::Question(request) => *request,
             Parsed::Refused(request, code) => {
                 let fit = reply::encode(&request, Answer { code, ..Answer::default() }, transport, out);
-                return Step::Made(Made { code, source: Source::Message, keep: Keep::No, fit });
+                return refused(code, fit);
             }
             Parsed::Broken(bytes, code) => {
                 *out = bytes;
-                return Step::Made(Made { code, source: Source::Message, keep: Keep::No, fit: Fit::Whole });
+                return refused(code, Fit::Whole);
             }
             Parsed::Ignored => return Step::Ignored,
         };
-        match self.decide(&request) {
-            Decided::Answer { answer, source, keep } => {
-                Step::Made(made(&request, *answer, source, keep, transport, out))
-            }
-            Decided::Upstream { chain, key, dependency } => match self.forwarder.cached(&key) {
-                Some(stored) => {
-                    let answer = join(chain, stored.answer(&key.name, Instant::now()));
-                    let keep = match answer.code {
-                        ResponseCode::NoError | ResponseCode::NXDomain => Keep::WithRecords(dependency),
-                        _ => Keep::No,
-                    };
-                    Step::Made(made(&request, answer, Source::Cache, keep, transport, out))
-                }
-                None => Step::Waits(Box::new(Waiting { request, chain, key, transport })),
-            },
+        let (mut decided, audience) = self.decide(&request, client);
+        loop {
+            let Some(key) = decided.next_question() else {
+                return Step::Made(decided.made(&request, audience, transport, out));
+            };
+            let Some(hit) = self.forwarder.cached(key) else {
+                return Step::Waits(Box::new(Waiting { request, decided, audience, transport }));
+            };
+            let answer = hit.answer(&key.name, Instant::now());
+            decided = decided.go_on(&request, answer, Source::Cache);
         }
     }
 
     pub async fn finish(&self, waiting: Waiting, out: &mut Vec<u8>) -> Made {
-        let Waiting { request, chain, key, transport } = waiting;
-        let stored = self.forwarder.resolve(key.clone()).await;
-        let answer = join(chain, stored.answer(&key.name, Instant::now()));
-        made(&request, answer, Source::Upstream, Keep::No, transport, out)
+        let Waiting { request, mut decided, audience, transport } = waiting;
+        while let Some(key) = decided.next_question().cloned() {
+            let hit = self.forwarder.resolve(key.clone()).await;
+            let answer = hit.answer(&key.name, Instant::now());
+            decided = decided.go_on(&request, answer, Source::Upstream);
+        }
+        decided.made(&request, audience, transport, out)
     }
 
     /// The response to a question that is not worked on.
@@ -136,39 +151,32 @@ impl Server {
         let Parsed::Question(request) = reply::parse(bytes) else { return None };
         let text = "this address asks more than its share while others ask too";
         let answer = Answer::failure(ResponseCode::ServFail, Explanation::OTHER, text);
-        Some(made(&request, answer, Source::Shed, Keep::No, transport, out))
+        Some(Decided::failure(answer, Source::Shed).made(&request, Audience::All, transport, out))
     }
 
-    fn decide(&self, request: &Request) -> Decided {
+    fn decide(&self, request: &Request, client: IpAddr) -> (Decided, Audience) {
         let name = request.query.name().to_ascii();
         let state = self.plans.read();
         let Some(loaded) = &state.loaded else {
-            return self.without_plan(request, &name, Dependency::everything(state.generation));
+            return (self.without_plan(request, &name, state.everything()), Audience::All);
         };
         let query = QueryType::from_number(request.query.query_type().into());
-        let decision = names::answer(&loaded.plan, &name, query);
-        // Behind an alias stands another name, which may change as well.
-        let dependency = match decision.chain.is_empty() {
-            true => state.dependency(&name.trim_end_matches('.').to_ascii_lowercase()),
-            false => Dependency::everything(state.generation),
-        };
-        let to_records = |records: &[NameRecord]| -> Vec<Record> {
-            records.iter().filter_map(|record| to_record(record, request, loaded)).collect()
-        };
-        let chain = to_records(&decision.chain);
-        let (code, answers) = match &decision.answer {
-            NameAnswer::NotOurs(target) => return forwarded(request, chain, target, dependency),
-            NameAnswer::Records(records) => (ResponseCode::NoError, to_records(records)),
-            NameAnswer::NoData => (ResponseCode::NoError, Vec::new()),
-            NameAnswer::NxDomain | NameAnswer::Walk(_) => (ResponseCode::NXDomain, Vec::new()),
-        };
-        let authorities = decision.zone.iter().filter_map(|zone| soa(loaded, zone)).collect();
-        let mut all = chain;
-        all.extend(answers);
-        let additionals = to_records(&decision.additional);
-        let answer =
-            Answer { code, authoritative: true, answers: all, authorities, additionals, explanation: None };
-        Decided::Answer { answer: Box::new(answer), source: Source::Plan, keep: Keep::WithPlan(dependency) }
+        let decision = names::answer(&loaded.index, &name, query);
+        if !decision.chain.is_empty() {
+            // Behind an alias stands another name, which may change as well.
+            return (decided(&decision, request, loaded, state.everything()), Audience::All);
+        }
+        let dependency = state.dependency(&name.trim_end_matches('.').to_ascii_lowercase());
+        if decision.answer != NameAnswer::NxDomain {
+            return (decided(&decision, request, loaded, dependency), Audience::All);
+        }
+        let searches = loaded.index.class(client.into()) != ClientClass::default();
+        if !searches || !request.recursion_desired {
+            return (decided(&decision, request, loaded, dependency), Audience::Alike);
+        }
+        // A walk is made of many names.
+        let decision = names::answer_to(&loaded.index, Some(client.into()), &name, query);
+        (decided(&decision, request, loaded, state.everything()), Audience::Alike)
     }
 
     /// Before the first plan nobody knows which cluster names exist, so nothing is said about them.
@@ -186,28 +194,137 @@ impl Server {
     }
 }
 
+/// An answer, or what must be asked upstream for one.
 enum Decided {
-    Answer { answer: Box<Answer>, source: Source, keep: Keep },
-    Upstream { chain: Vec<Record>, key: Key, dependency: Dependency },
+    Answer {
+        answer: Box<Answer>,
+        source: Source,
+        keep: Keep,
+    },
+    Upstream {
+        chain: Vec<Record>,
+        key: Key,
+        dependency: Dependency,
+    },
+    /// Names to be asked one after the other, until one exists.
+    Walk {
+        keys: VecDeque<Key>,
+        then: Box<Decided>,
+        unsearched: Box<Decided>,
+        dependency: Dependency,
+    },
 }
 
 impl Decided {
     fn failure(answer: Answer, source: Source) -> Self {
         Self::Answer { answer: Box::new(answer), source, keep: Keep::No }
     }
+
+    fn next_question(&self) -> Option<&Key> {
+        match self {
+            Self::Answer { .. } => None,
+            Self::Upstream { key, .. } => Some(key),
+            Self::Walk { keys, .. } => keys.front(),
+        }
+    }
+
+    /// With the upstream servers' answer to the next question.
+    fn go_on(self, request: &Request, answer: Answer, source: Source) -> Self {
+        match self {
+            Self::Answer { .. } => self,
+            Self::Upstream { chain, dependency, .. } => found(chain, answer, source, dependency),
+            Self::Walk { mut keys, then, unsearched, dependency } => match answer.code {
+                ResponseCode::NoError => {
+                    let alias = keys.pop_front().map(|key| {
+                        let data = RData::CNAME(CNAME(key.name));
+                        Record::from_rdata(request.query.name().clone(), TTL, data)
+                    });
+                    found(alias.into_iter().collect(), answer, source, dependency)
+                }
+                ResponseCode::NXDomain => {
+                    keys.pop_front();
+                    if keys.is_empty() {
+                        then.after_a_walk()
+                    } else {
+                        Self::Walk { keys, then, unsearched, dependency }
+                    }
+                }
+                _ => unsearched.unkept(),
+            },
+        }
+    }
+
+    /// It holds no longer than what upstream servers have said on the way.
+    fn after_a_walk(self) -> Self {
+        match self {
+            Self::Answer { answer, source, keep: Keep::WithPlan(dependency) } => {
+                Self::Answer { answer, source, keep: Keep::WithRecords(dependency) }
+            }
+            other => other,
+        }
+    }
+
+    fn unkept(self) -> Self {
+        match self {
+            Self::Answer { answer, source, .. } => Self::Answer { answer, source, keep: Keep::No },
+            other => other,
+        }
+    }
+
+    fn made(self, request: &Request, audience: Audience, transport: Transport, out: &mut Vec<u8>) -> Made {
+        let (answer, source, keep) = match self {
+            Self::Answer { answer, source, keep } => (*answer, source, keep),
+            Self::Upstream { .. } | Self::Walk { .. } => {
+                let text = "the question was not asked upstream";
+                let answer =
+                    Answer::failure(ResponseCode::ServFail, Explanation::NO_REACHABLE_AUTHORITY, text);
+                (answer, Source::Upstream, Keep::No)
+            }
+        };
+        let code = answer.code;
+        let fit = reply::encode(request, answer, transport, out);
+        Made { code, source, keep, audience, fit }
+    }
 }
 
-fn made(
-    request: &Request,
-    answer: Answer,
-    source: Source,
-    keep: Keep,
-    transport: Transport,
-    out: &mut Vec<u8>,
-) -> Made {
-    let code = answer.code;
-    let fit = reply::encode(request, answer, transport, out);
-    Made { code, source, keep, fit }
+fn found(chain: Vec<Record>, answer: Answer, source: Source, dependency: Dependency) -> Decided {
+    let keep = match answer.code {
+        ResponseCode::NoError | ResponseCode::NXDomain => Keep::WithRecords(dependency),
+        _ => Keep::No,
+    };
+    Decided::Answer { answer: Box::new(join(chain, answer)), source, keep }
+}
+
+fn decided(decision: &NameDecision, request: &Request, loaded: &Loaded, dependency: Dependency) -> Decided {
+    let to_records = |records: &[NameRecord]| -> Vec<Record> {
+        records.iter().filter_map(|record| to_record(record, request, loaded)).collect()
+    };
+    let chain = to_records(&decision.chain);
+    let (code, answers) = match &decision.answer {
+        NameAnswer::NotOurs(target) => return forwarded(request, chain, target, dependency),
+        NameAnswer::Walk(walk) => return walked(walk, request, loaded, dependency),
+        NameAnswer::Records(records) => (ResponseCode::NoError, to_records(records)),
+        NameAnswer::NoData => (ResponseCode::NoError, Vec::new()),
+        NameAnswer::NxDomain => (ResponseCode::NXDomain, Vec::new()),
+    };
+    let authorities = decision.zone.iter().filter_map(|zone| soa(loaded, zone)).collect();
+    let additionals = to_records(&decision.additional);
+    let answers = chain.into_iter().chain(answers).collect();
+    let answer = Answer { code, authoritative: true, answers, authorities, additionals, explanation: None };
+    Decided::Answer { answer: Box::new(answer), source: Source::Plan, keep: Keep::WithPlan(dependency) }
+}
+
+fn walked(walk: &Walk, request: &Request, loaded: &Loaded, dependency: Dependency) -> Decided {
+    let unsearched = Box::new(decided(&walk.unsearched, request, loaded, dependency));
+    let keys: Option<VecDeque<Key>> =
+        walk.outside.iter().map(|name| to_name(name).map(|name| key(request, name))).collect();
+    match keys {
+        Some(keys) if !keys.is_empty() => {
+            let then = Box::new(decided(&walk.then, request, loaded, dependency));
+            Decided::Walk { keys, then, unsearched, dependency }
+        }
+        _ => *unsearched,
+    }
 }
 
 fn forwarded(request: &Request, chain: Vec<Record>, target: &str, dependency: Dependency) -> Decided {
@@ -222,13 +339,16 @@ fn forwarded(request: &Request, chain: Vec<Record>, target: &str, dependency: De
         let answer = Answer::failure(ResponseCode::ServFail, Explanation::NOT_SUPPORTED, text);
         return Decided::failure(Answer { answers: chain, ..answer }, Source::Plan);
     };
-    let key = Key {
+    Decided::Upstream { chain, key: key(request, name), dependency }
+}
+
+fn key(request: &Request, name: Name) -> Key {
+    Key {
         name,
         kind: request.query.query_type(),
         dnssec_ok: request.dnssec_ok(),
         checking_disabled: request.checking_disabled,
-    };
-    Decided::Upstream { chain, key, dependency }
+    }
 }
 
 fn join(mut chain: Vec<Record>, mut answer: Answer) -> Answer {
@@ -262,7 +382,7 @@ fn to_record(record: &NameRecord, request: &Request, loaded: &Loaded) -> Option<
 }
 
 fn soa(loaded: &Loaded, zone: &str) -> Option<Record> {
-    let domain = &loaded.plan.domain;
+    let domain = loaded.index.domain();
     let data = SOA::new(
         to_name(&format!("ns.dns.{domain}"))?,
         to_name(&format!("hostmaster.{domain}"))?,

@@ -31,11 +31,61 @@ pub struct Sockets {
 }
 
 impl Listening {
-    pub async fn open(config: &Config) -> Result<Self, Error> {
+    /// Those of a predecessor where they are of the right addresses, else new ones.
+    pub async fn open(config: &Config, predecessor: Option<Self>) -> Result<Self, Error> {
         if config.listen.is_empty() {
             return Err(Error::NothingToListenOn);
         }
-        let config = config.clone();
+        let mut config = config.clone();
+        let mut listening = predecessor.unwrap_or(Self { readers: Vec::new() });
+        listening.keep(&mut config);
+        if config.listen.is_empty() {
+            return Ok(listening);
+        }
+        let opened = Self::open_new(config).await?;
+        Ok(listening.join(opened))
+    }
+
+    /// Only addresses that are asked for; those that are open need not be opened.
+    fn keep(&mut self, config: &mut Config) {
+        let is_asked = |address: io::Result<SocketAddr>| {
+            address.is_ok_and(|address| {
+                config.listen.contains(&address.ip()) && (config.port == 0 || config.port == address.port())
+            })
+        };
+        for reader in &mut self.readers {
+            reader.udp.retain(|socket| is_asked(socket.local_addr()));
+            reader.tcp.retain(|listener| is_asked(listener.local_addr()));
+        }
+        let open: Vec<SocketAddr> = self.addresses();
+        config.listen.retain(|ip| !open.iter().any(|address| address.ip() == *ip));
+        self.readers.retain(|reader| !reader.udp.is_empty() || !reader.tcp.is_empty());
+    }
+
+    fn join(mut self, other: Self) -> Self {
+        for (index, sockets) in other.readers.into_iter().enumerate() {
+            match self.readers.get_mut(index) {
+                Some(reader) => {
+                    reader.udp.extend(sockets.udp);
+                    reader.tcp.extend(sockets.tcp);
+                }
+                None => self.readers.push(sockets),
+            }
+        }
+        self
+    }
+
+    /// Other descriptors of the same sockets.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let clone = |reader: &Sockets| -> io::Result<Sockets> {
+            let udp = reader.udp.iter().map(UdpSocket::try_clone).collect::<io::Result<_>>()?;
+            let tcp = reader.tcp.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
+            Ok(Sockets { udp, tcp })
+        };
+        Ok(Self { readers: self.readers.iter().map(clone).collect::<io::Result<_>>()? })
+    }
+
+    async fn open_new(config: Config) -> Result<Self, Error> {
         // A thread of its own: a network namespace is a property of the thread, and this one ends with it.
         let (send, receive) = tokio::sync::oneshot::channel();
         let opened = std::thread::Builder::new().name("open-sockets".to_owned()).spawn(move || {
@@ -145,7 +195,9 @@ fn bound(address: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
         }
     }
     match kind {
-        SockType::Datagram => socket::setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?,
+        // More than the system's limit for everybody needs CAP_NET_ADMIN; without, it is as much as that limit.
+        SockType::Datagram => socket::setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
+            .or_else(|_| socket::setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER))?,
         _ => socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?,
     }
     socket::setsockopt(&socket, sockopt::ReusePort, &true)?;

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::fair::Limits;
-use crate::reader::{Bounds, Mailbox, Port, Reader, Serving};
+use crate::reader::{Bounds, DRAIN, Mailbox, Port, Reader, Serving};
 use crate::sockets::{Listening, Sockets, is_bound_to_all};
 
 /// Ready answers of all threads together.
@@ -18,7 +19,11 @@ const RATE_PER_CORE: u32 = 2000;
 /// Of all that is asked upstream, what one client may ask when there is not enough for everybody.
 const CLIENT_PART: u32 = 8;
 
+/// How often it is looked whether the last question has its answer.
+const LOOK: Duration = Duration::from_millis(20);
+
 pub struct Threads {
+    serving: Arc<Serving>,
     threads: Vec<(Arc<Mailbox>, JoinHandle<()>)>,
 }
 
@@ -44,7 +49,7 @@ impl Threads {
             let thread = std::thread::Builder::new().name(name).spawn(|| reader.run());
             threads.push((mailbox, thread.map_err(Error::Thread)?));
         }
-        Ok(Self { threads })
+        Ok(Self { serving, threads })
     }
 
     /// Answers what was taken, and ends.
@@ -52,11 +57,15 @@ impl Threads {
         for (mailbox, _) in &self.threads {
             mailbox.end();
         }
+        let since = Instant::now();
         for (_, thread) in self.threads {
             let ended = tokio::task::spawn_blocking(move || thread.join()).await;
             if !matches!(ended, Ok(Ok(()))) {
                 tracing::error!("a serving thread has failed");
             }
+        }
+        while self.serving.admission.waiting() > 0 && since.elapsed() < DRAIN {
+            tokio::time::sleep(LOOK).await;
         }
     }
 }

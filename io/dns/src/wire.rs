@@ -1,6 +1,7 @@
 //! The common question read without decoding it, and ready answers fitted to it. Bytes only: everything unusual is left to
 //! `reply`, which decodes whole messages and says the same.
 
+use crate::index::ClientClass;
 use crate::reply::{LARGEST_UDP, PLAIN_UDP};
 
 pub const HEADER: usize = 12;
@@ -18,13 +19,18 @@ const ANSWER_LIMIT: usize = 4096;
 
 /// What tells one ready answer from another: the name in lower case, the type, and the flags that show in an answer.
 pub struct Key {
-    bytes: [u8; LONGEST_NAME + 3],
+    bytes: [u8; LONGEST_NAME + TAIL + CLASS],
+    name: usize,
     length: usize,
 }
 
+/// Type and flags; and the class of clients, for answers that not all get.
+const TAIL: usize = 3;
+const CLASS: usize = 4;
+
 impl Default for Key {
     fn default() -> Self {
-        Self { bytes: [0; LONGEST_NAME + 3], length: 0 }
+        Self { bytes: [0; LONGEST_NAME + TAIL + CLASS], name: 0, length: 0 }
     }
 }
 
@@ -35,7 +41,14 @@ impl Key {
 
     /// In wire form.
     pub fn name(&self) -> &[u8] {
-        &self.bytes[..self.length.saturating_sub(3)]
+        &self.bytes[..self.name]
+    }
+
+    /// From now on it is the key of these clients alone.
+    pub fn set_class(&mut self, class: ClientClass) {
+        let end = self.name + TAIL;
+        self.bytes[end..end + CLASS].copy_from_slice(&class.0.to_be_bytes());
+        self.length = end + CLASS;
     }
 }
 
@@ -84,8 +97,8 @@ pub fn common(message: &[u8], key: &mut Key) -> Option<Common> {
         }
         _ => return None,
     };
-    key.bytes[name_length..name_length + 3].copy_from_slice(&[*kind_high, *kind_low, flags]);
-    key.length = name_length + 3;
+    key.bytes[name_length..name_length + TAIL].copy_from_slice(&[*kind_high, *kind_low, flags]);
+    (key.name, key.length) = (name_length, name_length + TAIL);
     Some(Common { kind, name_length, udp_limit: udp_limit.into(), upper_case })
 }
 

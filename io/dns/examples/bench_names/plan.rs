@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, MessageType, OpCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record, RecordType};
-use weft_plan::{NamePlan, NameRecords, SrvRecord};
+use weft_plan::{NamePlan, NameRecords, NameVersion, SrvRecord, write_names};
 
 use crate::{Outcome, PODS, SERVICES};
 
@@ -74,13 +74,14 @@ pub fn large() -> NamePlan {
 }
 
 fn point(plan: &mut NamePlan, addr: Ipv4Addr, name: &str) {
-    let [a, b, c, d] = addr.octets();
-    plan.pointers.insert(format!("{d}.{c}.{b}.{a}.in-addr.arpa"), [name.to_owned()].into());
+    plan.pointers.insert(addr.into(), [name.to_owned()].into());
 }
 
 /// Gives the names to the server, as an agent does.
 pub fn put(socket: &Path) -> Outcome<()> {
-    let body = serde_json::to_vec(&large())?;
+    let plan = large();
+    let mut body = Vec::new();
+    write_names(&mut body, plan.head(None, NameVersion { maker: 1, sequence: 1 }), plan.rows())?;
     let start = Instant::now();
     let mut stream = loop {
         match UnixStream::connect(socket) {

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use weft_dns::{Config, Upstreams};
-use weft_plan::{NamePlan, SrvRecord};
+use weft_plan::{NamePlan, NameVersion, SrvRecord, write_names};
 
 pub struct Running {
     pub address: SocketAddr,
@@ -63,8 +63,13 @@ impl Running {
         assert!(!self.socket.exists(), "the control socket is left behind");
     }
 
+    /// Until it has ended by itself.
+    pub async fn ended(self) {
+        self.task.await.unwrap().unwrap();
+    }
+
     pub async fn put_plan(&self, plan: &NamePlan) -> u16 {
-        self.http("PUT", "/plan", &serde_json::to_vec(plan).unwrap()).await.0
+        self.http("PUT", "/plan", &message(plan)).await.0
     }
 
     pub async fn status(&self) -> serde_json::Value {
@@ -116,6 +121,14 @@ impl Running {
     pub async fn tcp(&self) -> Tcp {
         Tcp(TcpStream::connect(self.address).await.unwrap())
     }
+}
+
+/// A whole plan as an agent sends it.
+pub fn message(plan: &NamePlan) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let head = plan.head(None, NameVersion { maker: 1, sequence: 1 });
+    write_names(&mut bytes, head, plan.rows()).unwrap();
+    bytes
 }
 
 pub struct Tcp(pub TcpStream);
