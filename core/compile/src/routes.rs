@@ -29,9 +29,8 @@ pub(crate) fn settings(snapshot: &Snapshot, node: &NodeName, findings: &mut Vec<
         host_addresses: addresses.iter().chain(&given.dns_addresses).copied().collect(),
         pod_cidrs: own.map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
         service_cidrs: given.service_cidrs.iter().copied().collect(),
-        cluster_cidrs: outermost(
-            pods.iter().copied().chain(given.node_cidrs.iter().copied()).chain(node_hosts),
-        ),
+        // Not the nodes' whole network: other machines of it know no way back to a pod.
+        cluster_cidrs: outermost(pods.iter().copied().chain(node_hosts)),
         cluster_pod_cidrs: pods,
         routing: given.routing,
         pod_mtu: pod_mtu(given),
@@ -146,4 +145,30 @@ fn no_way(own: &Node, other: &Node, prefix: Cidr) -> Finding {
 
 fn error(node: &NodeName, field: &str, message: String) -> Finding {
     Finding { severity: Severity::Error, object: format!("Node {node}"), field: field.to_owned(), message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pods_and_nodes_see_a_pods_own_address() {
+        let cidr = |text: &str| text.parse::<Cidr>().unwrap();
+        let node = |number: u8| Node {
+            name: NodeName::new(&format!("n{number}")),
+            labels: BTreeMap::new(),
+            addresses: vec![format!("172.30.0.1{number}").parse().unwrap()],
+            pod_cidrs: BTreeSet::from([cidr(&format!("10.244.{number}.0/24"))]),
+            ready: true,
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.settings.pod_cidrs = vec![cidr("10.244.0.0/16")];
+        snapshot.settings.node_cidrs = vec![cidr("172.30.0.0/24")];
+        for number in [1, 2] {
+            snapshot.nodes.insert(NodeName::new(&format!("n{number}")), node(number));
+        }
+        let settings = settings(&snapshot, &NodeName::new("n1"), &mut Vec::new());
+        let keeps = ["10.244.0.0/16", "172.30.0.11/32", "172.30.0.12/32"].map(cidr);
+        assert_eq!(settings.cluster_cidrs, BTreeSet::from(keeps), "172.30.0.99 is no node");
+    }
 }

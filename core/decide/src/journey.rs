@@ -541,7 +541,7 @@ fn may_hear_errors(packet: &Packet) -> bool {
 }
 
 /// Multicast, broadcast and link-local destinations.
-fn is_link_local(addr: Addr) -> bool {
+pub(crate) fn is_link_local(addr: Addr) -> bool {
     let octets = addr.octets();
     match addr.family() {
         Family::V4 => {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use weft_model::{Addr, NodeName, Pod, PodKey, PodPhase, Port, Protocol, Reason, Snapshot, Verdict};
 use weft_plan::{Backend, NextHop, NodePlan, RuleCause, ServicePlan};
 
-use crate::journey::{Place, place};
+use crate::journey::{Place, is_link_local, place};
 use crate::policies::{self, Ruling};
 use crate::sockets::{Owner, Served, no_backends, served};
 
@@ -26,6 +26,8 @@ pub enum Reach {
     },
     /// A service's backends differ, and the choice is random: these are what may happen.
     Mixed(Vec<Reach>),
+    /// The cluster's own names give no address that could be tried.
+    Unknown,
 }
 
 impl std::fmt::Display for Reach {
@@ -34,6 +36,7 @@ impl std::fmt::Display for Reach {
             Self::Connected => f.write_str("connected"),
             Self::Refused { reason: None } => f.write_str("refused (nobody listens)"),
             Self::Refused { reason: Some(reason) } => write!(f, "refused ({reason})"),
+            Self::Unknown => f.write_str("unknown (no address to try)"),
             Self::Denied { reason, cause: None } => write!(f, "denied ({reason})"),
             Self::Denied { reason, cause: Some(cause) } => write!(f, "denied ({reason}: {cause})"),
             Self::Mixed(list) => {
@@ -45,6 +48,11 @@ impl std::fmt::Display for Reach {
 }
 
 impl Reach {
+    /// By no rule.
+    fn denied(reason: Reason) -> Self {
+        Self::Denied { reason, cause: None }
+    }
+
     /// One for several that may happen.
     pub fn of_any(reaches: impl IntoIterator<Item = Reach>) -> Option<Self> {
         let mut distinct: Vec<Reach> = reaches.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
@@ -125,9 +133,15 @@ impl<'a> Cluster<'a> {
         protocol: Protocol,
         port: Port,
     ) -> Way<'c> {
-        if plan.endpoints.get(&source).map(|from| &from.pod) == plan.endpoints.get(&to).map(|to| &to.pod) {
-            let reach = self.answer(to, protocol, port);
+        // The stack takes both for the pod itself.
+        let own = if to.to_ip().is_loopback() || to.to_ip().is_unspecified() { source } else { to };
+        if plan.endpoints.get(&source).map(|from| &from.pod) == plan.endpoints.get(&own).map(|to| &to.pod) {
+            let reach = self.answer(own, protocol, port);
             return Way { egress: None, route: Route::Loopback, ingress: None, reach };
+        }
+        if is_link_local(to) && !plan.settings.host_addresses.contains(&to) {
+            let (route, reach) = (Route::None(Reason::LinkLocal), Reach::denied(Reason::LinkLocal));
+            return Way { egress: None, route, ingress: None, reach };
         }
         let sender = plan.endpoints.get(&source);
         let egress =
@@ -150,7 +164,7 @@ impl<'a> Cluster<'a> {
             _ if no_pod => Some(Reason::NoSuchPod),
             _ => None,
         };
-        let no_route = no_route.map(|reason| Reach::Denied { reason, cause: None });
+        let no_route = no_route.map(Reach::denied);
         let denied = egress.and_then(|judged| judged.denial()).or(no_route);
         let denied = denied.or_else(|| ingress.and_then(|judged| judged.denial()));
         let reach = denied.unwrap_or_else(|| match route {

@@ -41,7 +41,7 @@ pub struct LocalEndpoint {
 pub struct ClusterSettings {
     pub pod_cidrs: Vec<Cidr>,
     pub service_cidrs: Vec<Cidr>,
-    /// Where nodes have their addresses: traffic to these is never masqueraded.
+    /// Where nodes have their addresses, among other machines perhaps.
     pub node_cidrs: Vec<Cidr>,
     pub routing: Routing,
     pub dns_addresses: Vec<Addr>,

@@ -91,12 +91,18 @@ fn outside_sees_the_nodes_address() {
     let pod = fabric.nodes[0].add_pod(2);
     fabric.apply_all();
     serve_tcp(&fabric.outside, 80);
-    for (to, own) in [("192.0.2.1", node_v4(1)), ("2001:db8::1", node_v6(1))] {
+    // Far away, and on the nodes' own network without being a node.
+    let seen_from = [
+        ("192.0.2.1", node_v4(1)),
+        ("2001:db8::1", node_v6(1)),
+        ("172.30.0.1", node_v4(1)),
+        ("fd00:172:30::1", node_v6(1)),
+    ];
+    for (to, own) in seen_from {
         echo_tcp(&pod.namespace, addr(to), 80, 1 << 18);
         assert!(ping(&pod.namespace, addr(to)));
         let seen = fabric.outside.run(move || {
-            let listener =
-                std::net::TcpListener::bind(("::", if own.to_ip().is_ipv4() { 90 } else { 91 })).unwrap();
+            let listener = std::net::TcpListener::bind(("::", 0)).unwrap();
             let port = listener.local_addr().unwrap().port();
             (listener, port)
         });

@@ -152,7 +152,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::kinds::{AddressPools, Namespaces, NetworkPolicies, Pods};
+    use crate::kinds::{AddressPools, Namespaces, NetworkPolicies, Nodes, Pods};
 
     type Guarded = DeserializeGuard<v1::Pod>;
 
@@ -221,6 +221,27 @@ mod tests {
         assert_eq!((finding.severity, finding.object.as_str()), (Severity::Error, "Pod shop/a"));
         store.apply::<Pods>(Event::Apply(pod("a", "10.0.0.3")));
         assert!(store.findings().is_empty());
+    }
+
+    #[test]
+    fn a_node_whose_addresses_cannot_be_read_keeps_its_last_ones() {
+        let node = |addresses: Value| -> DeserializeGuard<v1::Node> {
+            read(json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1", "uid": "n"},
+                "status": {"addresses": addresses},
+            }))
+        };
+        let mut store = store();
+        let internal = |address: &str| json!([{"type": "InternalIP", "address": address}]);
+        store.apply::<Nodes>(Event::Apply(node(internal("172.30.0.11"))));
+        let good = store.snapshot().nodes.clone();
+        for bad in [internal("zz"), json!([])] {
+            assert_eq!(store.apply::<Nodes>(Event::Apply(node(bad))), Effect::Changed, "there is a finding");
+            assert_eq!(store.snapshot().nodes, good);
+            assert!(store.findings().iter().any(|found| found.field == "status.addresses"));
+        }
+        store.apply::<Nodes>(Event::Apply(node(internal("172.30.0.12"))));
+        assert!(store.findings().is_empty() && store.snapshot().nodes != good);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What `weft why SRC DST[:PORT][/PROTO]` asks, read from words. The answer lives in `tell`.
 
-use weft_model::{Addr, ObjectKey, PodKey, Port, Protocol, ServiceKey, Snapshot};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use weft_model::{Addr, Family, ObjectKey, PodKey, Port, Protocol, ServiceKey, Snapshot};
 
 /// Can this pod reach that destination?
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -113,6 +115,14 @@ fn find(snapshot: &Snapshot, source: &PodKey, host: &str) -> Result<Destination,
         None if qualified.is_some() && snapshot.services.contains_key(&key) => Ok(Destination::Service(key)),
         None if snapshot.pods.contains_key(&key) => Ok(Destination::Pod(key)),
         None if qualified.is_some() => Err(QuestionError::NoSuchPod(format!("or service {key}"))),
+        None if host == "localhost" => Ok(Destination::Addr(loopback(snapshot, source))),
         None => Ok(Destination::Name(host.to_owned())),
     }
+}
+
+/// What every pod's hosts file has for localhost, in a family that the pod has.
+fn loopback(snapshot: &Snapshot, source: &PodKey) -> Addr {
+    let mut own = snapshot.pods.get(source).into_iter().flat_map(|pod| &pod.addresses);
+    let only_v6 = own.all(|addr| addr.family() == Family::V6);
+    if only_v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() }
 }

@@ -49,7 +49,7 @@ impl<'c> Story<'c> {
             self.follow(addr, protocol, port, &mut steps, &mut paths, &mut refused);
         }
         let reaches = paths.iter().map(|path| path.reach.clone()).chain(refused);
-        let reach = Reach::of_any(reaches).unwrap_or(Reach::Refused { reason: None });
+        let reach = Reach::of_any(reaches).unwrap_or(Reach::Unknown);
         let destination = self.destination(port, protocol);
         Ok(Explanation { source: self.source.key.clone(), destination, protocol, reach, steps, paths })
     }
@@ -118,12 +118,17 @@ impl<'c> Story<'c> {
         let conf = names::resolv_conf(snapshot, self.source);
         let mut walked = Vec::new();
         let (end, _) = names::walk(snapshot, &self.plan.names, self.source, name, &conf, &mut walked);
+        let depends = end.may_resolve();
         if let NameEnd::Addresses(addresses) = end {
             steps.extend(walked.pop());
             return addresses;
         }
         let last = walked.pop().map_or_else(String::new, |step| format!(": {}", step.text));
-        let text = format!("{name} gives no address from the cluster's own names{last}");
+        let text = if depends {
+            format!("what {name} is depends on servers outside the cluster{last}")
+        } else {
+            format!("{name} gives no address from the cluster's own names{last}")
+        };
         steps.push(Step::failed(Stage::Name, text));
         Vec::new()
     }

@@ -13,14 +13,15 @@ pub fn node(node: &api::Node) -> Parsed<Node> {
         findings.error("metadata.name", "is missing");
         return findings.with(None);
     };
-    let value = Node {
+    let pod_cidrs = pod_cidrs(&mut findings, node);
+    let value = internal_addresses(&mut findings, node).map(|addresses| Node {
         name: NodeName::new(name),
         labels: node.metadata.labels.clone().unwrap_or_default(),
-        addresses: internal_addresses(&mut findings, node),
-        pod_cidrs: pod_cidrs(&mut findings, node),
+        addresses,
+        pod_cidrs,
         ready: is_ready(node),
-    };
-    findings.with(Some(value))
+    });
+    findings.with(value)
 }
 
 fn is_ready(node: &api::Node) -> bool {
@@ -28,15 +29,26 @@ fn is_ready(node: &api::Node) -> bool {
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// In the object's order, without repeats.
-fn internal_addresses(findings: &mut Findings, node: &api::Node) -> Vec<Addr> {
+/// In the object's order, without repeats. With one that is no address, or with none, the whole node is not understood:
+/// every way to its pods leads by them, and what is known of it may still be right.
+fn internal_addresses(findings: &mut Findings, node: &api::Node) -> Option<Vec<Addr>> {
     let given = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    let mut addresses = Vec::new();
-    for (index, address) in given.enumerate().filter(|(_, address)| address.type_ == "InternalIP") {
-        let parsed = findings.addr(format!("status.addresses[{index}].address"), &address.address);
-        addresses.extend(parsed.filter(|addr| !addresses.contains(addr)));
+    let internal = given.enumerate().filter(|(_, address)| address.type_ == "InternalIP");
+    let (mut addresses, mut all_read) = (Vec::new(), true);
+    for (index, address) in internal {
+        match findings.addr(format!("status.addresses[{index}].address"), &address.address) {
+            Some(addr) if !addresses.contains(&addr) => addresses.push(addr),
+            Some(_) => {}
+            None => all_read = false,
+        }
     }
-    addresses
+    if all_read && !addresses.is_empty() {
+        return Some(addresses);
+    }
+    let what = if all_read { "has no InternalIP" } else { "has an InternalIP that cannot be read" };
+    let message = format!("{what}: the node's last good state, if there was one, stays in force");
+    findings.error("status.addresses", message);
+    None
 }
 
 fn pod_cidrs(findings: &mut Findings, node: &api::Node) -> BTreeSet<Cidr> {
@@ -60,6 +72,44 @@ pub(super) fn cidr(findings: &mut Findings, field: &str, text: &str) -> Option<C
         Err(error) => {
             findings.error(field, error.to_string());
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parsed(addresses: Value) -> Parsed<Node> {
+        let object = json!({
+            "metadata": {"name": "n1"}, "spec": {"podCIDRs": ["10.244.1.0/24"]},
+            "status": {"addresses": addresses},
+        });
+        node(&serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn addresses_are_all_understood_or_the_node_is_not() {
+        let internal = |address: &str| json!({"type": "InternalIP", "address": address});
+        let name = json!({"type": "Hostname", "address": "n1"});
+        let good = parsed(json!([internal("172.30.0.11"), name, internal("fd00::11"), internal("fd00::11")]));
+        assert_eq!(good.findings, []);
+        let expected: Vec<Addr> = ["172.30.0.11", "fd00::11"].map(|text| text.parse().unwrap()).to_vec();
+        assert_eq!(good.value.map(|node| node.addresses), Some(expected));
+        for (addresses, fields) in [
+            (json!([internal("zz")]), &["status.addresses[0].address", "status.addresses"][..]),
+            (
+                json!([internal("172.30.0.11"), internal("")]),
+                &["status.addresses[1].address", "status.addresses"],
+            ),
+            (json!([name]), &["status.addresses"]),
+            (json!([]), &["status.addresses"]),
+        ] {
+            let bad = parsed(addresses.clone());
+            assert_eq!(bad.value, None, "{addresses}");
+            assert_eq!(bad.findings.iter().map(|found| found.field.as_str()).collect::<Vec<_>>(), fields);
         }
     }
 }

@@ -377,12 +377,10 @@ fn plan_of(number: u8, count: u8, routing: Routing) -> NodePlan {
         pod_cidrs: pod_cidrs(number),
         cluster_pod_cidrs: BTreeSet::from([cidr("10.244.0.0/16"), cidr("fd00:10:244::/56")]),
         service_cidrs: BTreeSet::from([cidr("10.96.0.0/16"), cidr("fd00:10:96::/112")]),
-        cluster_cidrs: BTreeSet::from([
-            cidr("10.244.0.0/16"),
-            cidr("fd00:10:244::/56"),
-            cidr("172.30.0.0/24"),
-            cidr("fd00:172:30::/64"),
-        ]),
+        cluster_cidrs: (1..=count)
+            .flat_map(|node| [Cidr::host(node_v4(node)), Cidr::host(node_v6(node))])
+            .chain([cidr("10.244.0.0/16"), cidr("fd00:10:244::/56")])
+            .collect(),
         routing,
         pod_mtu: if matches!(routing, Routing::Direct) { 1500 } else { 1430 },
         localhost_node_ports: false,
