@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::Resource;
 use kube::api::Api;
+use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Config, Event, watcher};
 use tokio::sync::mpsc;
@@ -21,16 +23,18 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Keeps the services known, for ever.
 pub async fn follow_services(shared: Arc<Shared>) {
-    let api = Api::<Service>::all(shared.client.clone());
+    let api = Api::<DeserializeGuard<Service>>::all(shared.client.clone());
     let mut events = pin!(watcher(api, Config::default()).default_backoff());
     let mut listing = Vec::new();
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Init) => listing.clear(),
-            Ok(Event::InitApply(service)) => listing.push(service),
+            Ok(Event::InitApply(service)) => listing.extend(readable(service)),
             Ok(Event::InitDone) => shared.services.replace(std::mem::take(&mut listing)),
-            Ok(Event::Apply(service)) => shared.services.put(service),
-            Ok(Event::Delete(service)) => shared.services.remove(&service),
+            Ok(Event::Apply(service)) => readable(service).into_iter().for_each(|s| shared.services.put(s)),
+            Ok(Event::Delete(service)) => {
+                readable(service).into_iter().for_each(|service| shared.services.remove(&service));
+            }
             Err(error) => tracing::warn!("watching services: {error}"),
         }
     }
@@ -38,16 +42,21 @@ pub async fn follow_services(shared: Arc<Shared>) {
 
 /// Runs the pods of this node, for ever.
 pub async fn follow_pods(shared: Arc<Shared>) {
-    let api = Api::<Pod>::all(shared.client.clone());
+    let api = Api::<DeserializeGuard<Pod>>::all(shared.client.clone());
     let config = Config::default().fields(&format!("spec.nodeName={}", shared.node));
     let mut events = pin!(watcher(api, config).default_backoff());
     let mut pods = Pods { shared, workers: HashMap::new(), listing: None, cleared: false };
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Init) => pods.listing = Some(HashSet::new()),
-            Ok(Event::InitApply(pod) | Event::Apply(pod)) => pods.apply(pod),
+            Ok(Event::InitApply(pod) | Event::Apply(pod)) => {
+                pods.seen(pod.meta().uid.as_deref().unwrap_or_default());
+                if let Some(pod) = readable(pod) {
+                    pods.apply(pod);
+                }
+            }
             Ok(Event::InitDone) => pods.listed(),
-            Ok(Event::Delete(pod)) => pods.remove(pod.metadata.uid.as_deref().unwrap_or_default()),
+            Ok(Event::Delete(pod)) => pods.remove(pod.meta().uid.as_deref().unwrap_or_default()),
             Err(error) => tracing::warn!("watching pods: {error}"),
         }
     }
@@ -61,12 +70,28 @@ struct Pods {
     cleared: bool,
 }
 
+/// An object that cannot be read is left alone, with what runs for it.
+fn readable<K: Resource<DynamicType = ()>>(object: DeserializeGuard<K>) -> Option<K> {
+    match object.0 {
+        Ok(object) => Some(object),
+        Err(invalid) => {
+            let name = invalid.metadata.name.as_deref().unwrap_or_default();
+            tracing::warn!(kind = %K::kind(&()), name, "the object cannot be read: {}", invalid.error);
+            None
+        }
+    }
+}
+
 impl Pods {
+    /// Notes that a list has this pod, readable or not.
+    fn seen(&mut self, uid: &str) {
+        if let Some(listing) = &mut self.listing {
+            listing.insert(uid.to_owned());
+        }
+    }
+
     fn apply(&mut self, pod: Pod) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
-        if let Some(listing) = &mut self.listing {
-            listing.insert(uid.clone());
-        }
         let pod = Arc::new(pod);
         if let Some(worker) = self.workers.get(&uid) {
             // A worker that has finished its pod stays here until the object is gone: late news of it, or a

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use jiff::Timestamp;
+use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -96,23 +97,45 @@ impl<K: Object> Cache<K> {
     /// Keeps the cache current for as long as the program runs, telling of every change after it is in the cache.
     pub async fn follow(self: Arc<Self>, client: Client, on_change: impl Fn(Change<'_, K>) + Send + 'static) {
         let config = watcher::Config::default();
-        let mut events = Box::pin(watcher(Api::<K>::all(client), config).backoff(Retry));
+        let mut events = Box::pin(watcher(Api::<DeserializeGuard<K>>::all(client), config).backoff(Retry));
         let mut listed: Option<BTreeMap<Key, Arc<K>>> = None;
         while let Some(event) = events.next().await {
             self.note(if event.is_ok() { Heard::Something } else { Heard::Failure });
             match event {
                 Ok(watcher::Event::Init) => listed = Some(BTreeMap::new()),
                 Ok(watcher::Event::InitApply(object)) => {
-                    let object = Arc::new(object);
-                    listed.get_or_insert_default().insert(key(&*object), object);
+                    if let Some(object) = self.last_good(object) {
+                        listed.get_or_insert_default().insert(key(&*object), object);
+                    }
                 }
                 Ok(watcher::Event::InitDone) => {
                     self.replace(listed.take().unwrap_or_default(), &on_change);
                     self.synced.send_replace(true);
                 }
-                Ok(watcher::Event::Apply(object)) => self.put(Arc::new(object), &on_change),
-                Ok(watcher::Event::Delete(object)) => self.forget(&object, &on_change),
+                Ok(watcher::Event::Apply(object)) => {
+                    if let Some(object) = self.last_good(object) {
+                        self.put(object, &on_change);
+                    }
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    if let Some(object) = self.last_good(object) {
+                        self.forget(&object, &on_change);
+                    }
+                }
                 Err(e) => warn!(kind = %K::kind(&()), "watch: {e}"),
+            }
+        }
+    }
+
+    /// An object as it is now; one that cannot be read, as it was when it last could, if ever.
+    fn last_good(&self, object: DeserializeGuard<K>) -> Option<Arc<K>> {
+        match object.0 {
+            Ok(object) => Some(Arc::new(object)),
+            Err(invalid) => {
+                let (namespace, name) = (meta::namespace(&invalid.metadata), meta::name(&invalid.metadata));
+                let error = &invalid.error;
+                warn!(kind = %K::kind(&()), namespace, name, "the object cannot be read and is left alone: {error}");
+                self.get(namespace, name)
             }
         }
     }
