@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use weft_lab::fabric::{self, Error, Fabric, Program, Progress, Report, Spec, State};
 
+#[path = "../../tests/skip.rs"]
+mod skip;
+
 const NETNS: &str = "/run/netns";
 
 /// Names unique to this test process, so that suites may run side by side.
@@ -50,7 +53,7 @@ impl Drop for Place {
 fn root(test: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        eprintln!("SKIP {test}: needs root");
+        skip::skip(test, "needs root");
     }
     root
 }

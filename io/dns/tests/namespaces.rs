@@ -1,6 +1,8 @@
 //! The server as it runs on a node: it answers in the node's network namespace, on an address that comes later,
 //! and asks upstream servers from its own.
 
+#[path = "../../../tests/skip.rs"]
+mod skip;
 mod support;
 
 use std::fs::File;
@@ -68,10 +70,10 @@ fn ip(arguments: &[&str]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_answers_in_the_nodes_namespace_and_forwards_from_its_own() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!(
-            "SKIP it_answers_in_the_nodes_namespace_and_forwards_from_its_own: making network namespaces needs root"
+        return skip::skip(
+            "it_answers_in_the_nodes_namespace_and_forwards_from_its_own",
+            "making network namespaces needs root",
         );
-        return;
     }
     let netns = Netns::create();
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,7 @@
 //! The server over real sockets on loopback: cluster names, control socket, upstream servers and their faults.
 
+#[path = "../../../tests/skip.rs"]
+mod skip;
 mod support;
 
 use std::time::Duration;
@@ -223,8 +225,7 @@ async fn garbage_does_not_keep_others_from_their_answers() {
 async fn dig_agrees() {
     let dir = tempfile::tempdir().unwrap();
     if std::process::Command::new("dig").arg("-v").output().is_err() {
-        eprintln!("SKIP dig_agrees: dig is not installed (Debian: bind9-dnsutils)");
-        return;
+        return skip::skip("dig_agrees", "dig is not installed (Debian: bind9-dnsutils)");
     }
     let server = Running::start(dir.path(), vec![]).await;
     server.put_plan(&plan(200)).await;

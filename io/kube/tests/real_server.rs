@@ -19,6 +19,9 @@ use weft_kube::{
 };
 use weft_model::{ClusterSettings, NodeName, ServiceKey};
 
+#[path = "../../../tests/skip.rs"]
+mod skip;
+
 const LONG: Duration = Duration::from_secs(30);
 
 struct Server {
@@ -96,12 +99,10 @@ macro_rules! server_or_skip {
         match Server::start($dir.path(), &free_address()) {
             Some(server) => server,
             None => {
-                eprintln!(concat!(
-                    "SKIP ",
+                return skip::skip(
                     $test,
-                    ": the API server's example is not built (cargo build -p weft-apiserver --example serve)"
-                ));
-                return;
+                    "the API server's example is not built (cargo build -p weft-apiserver --example serve)",
+                );
             }
         }
     };

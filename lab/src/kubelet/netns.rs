@@ -67,14 +67,17 @@ pub fn remove(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[path = "../../../tests/skip.rs"]
+mod skip;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_namespace_is_new_has_loopback_up_and_goes_away() {
         if !nix::unistd::Uid::effective().is_root() {
-            eprintln!("SKIP a_namespace_is_new_has_loopback_up_and_goes_away: needs root");
-            return;
+            return skip::skip("a_namespace_is_new_has_loopback_up_and_goes_away", "needs root");
         }
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("pod");

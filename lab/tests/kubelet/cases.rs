@@ -344,7 +344,7 @@ async fn ports_are_forwarded(world: &mut World) -> Result<()> {
 /// kubectl tunnels SPDY through the WebSocket, which the client library does not.
 async fn forward_with_kubectl(world: &World) -> Result<()> {
     if Command::new("kubectl").args(["version", "--client"]).output().is_err() {
-        eprintln!("SKIP ports_are_forwarded, with kubectl: kubectl is not installed");
+        crate::skip::skip("ports_are_forwarded", "the part with kubectl: kubectl is not on PATH");
         return Ok(());
     }
     let mut kubectl = tokio::process::Command::new("kubectl")

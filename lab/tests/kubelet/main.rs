@@ -1,6 +1,8 @@
 //! The kubelet against the embedded API server, with a CNI plugin of shell and real namespaces. The program plays
 //! every process itself: the test, the kubelet (which is killed), the monitors and the stand-ins.
 mod cases;
+#[path = "../../../tests/skip.rs"]
+mod skip;
 mod world;
 
 use std::process::ExitCode;
@@ -20,7 +22,7 @@ fn main() -> ExitCode {
 
 fn test() -> ExitCode {
     if !nix::unistd::Uid::effective().is_root() {
-        eprintln!("SKIP kubelet: needs root, for namespaces and cgroups");
+        skip::skip("kubelet", "needs root, for namespaces and cgroups");
         return ExitCode::SUCCESS;
     }
     if let Err(error) = world::enter() {
