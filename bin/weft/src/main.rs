@@ -120,6 +120,9 @@ fn main() -> ExitCode {
         return agent::plugin();
     }
     start_log(&command.verb);
+    if is_for_people(&command.verb) {
+        end_with_reader();
+    }
     match run(command.verb) {
         Ok(code) => code,
         Err(error) => {
@@ -137,7 +140,11 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Lab(LabVerb::Run { args }) => return Ok(weft_lab::kubelet::monitor::main(&args)),
         _ => {}
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(hold_back_sigpipe)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         match verb {
             Verb::Up(args) => ok(cli::up::run(args).await),
@@ -162,6 +169,43 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             }
         }
     })
+}
+
+/// Answers on stdout and ends, as opposed to what runs for others.
+fn is_for_people(verb: &Verb) -> bool {
+    match verb {
+        Verb::Status(_)
+        | Verb::Observe(_)
+        | Verb::Why(_)
+        | Verb::Policy(_)
+        | Verb::Check(_)
+        | Verb::Apply(_)
+        | Verb::Down(_) => true,
+        // This one has a cluster to take down, whoever reads.
+        Verb::Up(_) => false,
+        Verb::Agent(_)
+        | Verb::Proxy(_)
+        | Verb::Controller(_)
+        | Verb::Apiserver(_)
+        | Verb::Cni
+        | Verb::Lab(_) => false,
+    }
+}
+
+/// A reader that has seen enough, such as `head`, ends the program as it ends any other: Rust starts with SIGPIPE ignored.
+fn end_with_reader() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default disposition runs no code of this program.
+    let restored = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    restored.expect("SIGPIPE has a default");
+}
+
+/// Connections are served by the runtime's threads: a peer that closes one is an error there, and not the end.
+fn hold_back_sigpipe() {
+    use nix::sys::signal::{SigSet, Signal};
+    let mut held = SigSet::empty();
+    held.add(Signal::SIGPIPE);
+    held.thread_block().expect("a thread may block a signal");
 }
 
 /// Daemons log what they do; commands for people only what went wrong. WEFT_LOG overrides (tracing's filter syntax).

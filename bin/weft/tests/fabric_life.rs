@@ -44,6 +44,10 @@ fn mistakes_are_named_and_the_rest_works() {
     assert!(printed.contains("b-broken.yaml, document 1: not valid YAML"), "{printed}");
     assert!(printed.contains("Gadget g: the server has no kind Gadget in example.com/v1"), "{printed}");
     assert!(printed.contains("spec.ports[0].port: Invalid value"), "{printed}");
+    nobody_reads(&fabric, &["status", "--tables", "node1"]);
+    let stranger = fabric.run(&["status", "--tables", "node9"]);
+    let said = support::text(&stranger.stderr);
+    assert!(!stranger.status.success() && said.contains("the cluster's nodes are node1"), "{said}");
     let again = fabric.run(&["apply", folder.path().to_str().unwrap()]);
     assert!(!again.status.success());
     assert!(text(&again.stdout).contains("ConfigMap good applied"), "{}", text(&again.stdout));
@@ -115,4 +119,13 @@ fn a_kernel_that_lacks_something_is_told_what() {
     assert!(error.contains("6.1.0-9-amd64") && error.contains("6.6"), "{error}");
     let error = older("/proc/filesystems", "nodev\tcgroup2\n");
     assert!(error.contains("bpf") && error.contains("CONFIG_BPF_SYSCALL"), "{error}");
+}
+
+/// A verb whose reader has gone ends like any other program, and complains of nothing.
+fn nobody_reads(fabric: &Fabric, args: &[&str]) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut weft = std::process::Command::new(support::weft());
+    let output = weft.args(args).args(["--name", &fabric.name]).stdout(writer).output().unwrap();
+    assert_eq!(support::text(&output.stderr), "", "{}", output.status);
 }

@@ -28,7 +28,7 @@ pub enum Error {
     #[error("{0}")]
     Machine(Reasons<MachineError>),
     #[error(
-        "name: a fabric named {name:?} is {state} already; choose another --name or run `weft down {name}` first"
+        "name: a fabric named {name:?} is {state} already; choose another --name or run `weft down --name {name}` first"
     )]
     Exists { name: String, state: &'static str },
     #[error("fabric {name}: cannot {what}: {source}")]

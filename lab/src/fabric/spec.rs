@@ -152,7 +152,7 @@ fn cidrs(v4: (&str, u8), v6: (&str, u8)) -> Cidrs {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     #[error(
-        "name: {name:?} cannot name a fabric: {why}; use up to 20 of a-z, 0-9 and '-', starting with a letter and not ending with '-'"
+        "name: {name:?} cannot name a fabric: {why}; use up to 20 of a-z, 0-9 and '-', starting with a lower-case letter and not ending with '-'"
     )]
     Name { name: String, why: &'static str },
     #[error("nodes: a fabric needs at least one node; give --nodes 1 or more")]
@@ -162,11 +162,11 @@ pub enum SpecError {
     )]
     NodeRangeSmall { nodes: u16, range: IpNet, room: u64 },
     #[error(
-        "pods: the range {range} holds {room} node ranges of /{mask}, {nodes} nodes need as many; give a larger pod range, a longer node mask or fewer nodes"
+        "pods: the range {range} holds {room} node ranges of /{mask}, {nodes} nodes need as many; give a larger pod range or fewer nodes"
     )]
     PodRangeSmall { range: IpNet, mask: u8, room: u64, nodes: u16 },
     #[error(
-        "pods: a node's share of /{mask} is larger than the whole pod range {range}; give a longer node mask or a larger pod range"
+        "pods: a node's share of /{mask} is larger than the whole pod range {range}; give a larger pod range"
     )]
     NodeMask { range: IpNet, mask: u8 },
     #[error("{first} {first_range} and {second} {second_range} overlap; give each its own range")]
@@ -426,10 +426,10 @@ pub fn name_problem(name: &str) -> Option<SpecError> {
         return bad("it is too long");
     }
     if !first.is_ascii_lowercase() {
-        return bad("it does not start with a letter");
+        return bad("it does not start with a lower-case letter");
     }
     if !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
-        return bad("it holds other characters");
+        return bad("it holds characters other than lower-case letters, digits and '-'");
     }
     if name.ends_with('-') { bad("it ends with '-'") } else { None }
 }

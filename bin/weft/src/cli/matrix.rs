@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use futures::StreamExt;
 use serde::Serialize;
 use weft_decide::{Cell, Reach, Target};
-use weft_model::{PodKey, Protocol, Snapshot};
+use weft_model::{Addr, PodKey, Port, Protocol, Snapshot};
 
 use super::exec::exec;
 use super::probe::{self, Outcome};
@@ -40,11 +40,20 @@ struct Row<'a> {
     computed: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     measured: Option<Outcome>,
+    /// Why nothing was measured though it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_measured: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     agrees: Option<bool>,
+    /// What is no difference, and probably not meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finding: Option<String>,
 }
 
-/// Fails when what was measured is not what was computed.
+/// What became of the attempt to measure a cell.
+type Measured = Result<Outcome, String>;
+
+/// Fails when what was measured is not what was computed, or something could not be measured.
 pub async fn run(args: Args) -> Result<ExitCode> {
     let fabric = Fabric::find(&args.target.name)?;
     let (snapshot, _) = fabric.snapshot().await?;
@@ -53,22 +62,18 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         cells.retain(|cell| cell.from.namespace.as_str() == namespace);
     }
     let measured = if args.probe { Some(measure(&fabric, &cells).await?) } else { None };
-    let rows: Vec<Row> = cells
-        .iter()
-        .enumerate()
-        .map(|(index, cell)| row(cell, measured.as_ref().map(|m| m[index])))
-        .collect();
-    let differing: Vec<&Row> = rows.iter().filter(|row| row.agrees == Some(false)).collect();
+    let rows = rows(&snapshot, &cells, measured.as_deref());
     match args.target.output {
         Format::Json => println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "cells": rows }))?),
         Format::Text => {
             print!("{}", render(&cells));
             if args.probe {
-                print_comparison(&rows, &differing);
+                print_comparison(&rows);
             }
         }
     }
-    Ok(if differing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let good = rows.iter().all(|row| row.agrees != Some(false) && row.not_measured.is_none());
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The computed matrix as text, for the summary of `weft up`.
@@ -76,9 +81,62 @@ pub fn compact(snapshot: &Snapshot) -> String {
     render(&weft_decide::matrix(snapshot))
 }
 
-fn row(cell: &Cell, measured: Option<Outcome>) -> Row<'_> {
-    let agrees = measured.map(|measured| agrees(&cell.reach, measured));
-    Row { cell, computed: cell.reach.to_string(), measured, agrees }
+fn rows<'a>(snapshot: &Snapshot, cells: &'a [Cell], measured: Option<&[Measured]>) -> Vec<Row<'a>> {
+    let silent = Unopened::of(cells, measured.unwrap_or_default());
+    let row = |(index, cell): (usize, &'a Cell)| {
+        let tried = measured.map(|measured| &measured[index]);
+        let outcome = tried.and_then(|tried| tried.as_ref().ok()).copied();
+        let finding = outcome.and_then(|outcome| silent.explains(snapshot, cell, outcome));
+        Row {
+            cell,
+            computed: cell.reach.to_string(),
+            measured: outcome,
+            not_measured: tried.and_then(|tried| tried.as_ref().err()).cloned(),
+            agrees: outcome.map(|outcome| agrees(&cell.reach, outcome) || finding.is_some()),
+            finding,
+        }
+    };
+    cells.iter().enumerate().map(row).collect()
+}
+
+/// Declared ports of pods that nobody listens on: a pod that a packet reaches refuses it by itself, so neither the model
+/// nor the kernel is wrong.
+struct Unopened(BTreeSet<(Addr, Protocol, Port)>);
+
+impl Unopened {
+    fn of(cells: &[Cell], measured: &[Measured]) -> Self {
+        let tried = cells.iter().zip(measured);
+        let refused = tried.filter(|(cell, measured)| {
+            matches!(cell.to, Target::Pod(_))
+                && cell.reach == Reach::Connected
+                && **measured == Ok(Outcome::Refused)
+        });
+        Self(refused.map(|(cell, _)| (cell.address, cell.protocol, cell.port)).collect())
+    }
+
+    /// A service's port is as closed as the ones it leads to.
+    fn explains(&self, snapshot: &Snapshot, cell: &Cell, outcome: Outcome) -> Option<String> {
+        if outcome != Outcome::Refused || agrees(&cell.reach, outcome) {
+            return None;
+        }
+        match &cell.to {
+            Target::Pod(pod) => {
+                let closed = self.0.contains(&(cell.address, cell.protocol, cell.port));
+                closed.then(|| format!("pod {pod} declares {}/{}, nobody listens", cell.port, cell.protocol))
+            }
+            Target::Service(service) => {
+                let slices = snapshot.slices.values().filter(|slice| slice.service == *service);
+                let mut backends = slices.flat_map(|slice| {
+                    let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+                    addresses.flat_map(|addr| {
+                        slice.ports.iter().map(|(_, protocol, port)| (*addr, *protocol, *port))
+                    })
+                });
+                let (addr, protocol, port) = backends.find(|backend| self.0.contains(backend))?;
+                Some(format!("service {service} leads to {addr}:{port}/{protocol}, where nobody listens"))
+            }
+        }
+    }
 }
 
 /// A denied packet is dropped, so from inside it looks like silence.
@@ -89,15 +147,35 @@ fn agrees(computed: &Reach, measured: Outcome) -> bool {
         Reach::Denied { .. } => measured == Outcome::Silent,
         // Which backend answers is chance: any of the outcomes of its backends is right.
         Reach::Mixed(each) => each.iter().any(|reach| agrees(reach, measured)),
+        Reach::Unknown => true,
     }
 }
 
-fn print_comparison(rows: &[Row], differing: &[&Row]) {
+fn print_comparison(rows: &[Row]) {
+    let findings: BTreeSet<&str> = rows.iter().filter_map(|row| row.finding.as_deref()).collect();
+    for finding in findings {
+        println!("\n{} {finding}", paint(Colour::Yellow, "!"));
+    }
+    let mut missing: BTreeMap<(&PodKey, &str), usize> = BTreeMap::new();
+    for row in rows {
+        if let Some(why) = &row.not_measured {
+            *missing.entry((&row.cell.from, why)).or_default() += 1;
+        }
+    }
+    for ((pod, why), count) in &missing {
+        println!("\n{} {count} cells from {pod} not measured: {why}", mark(false));
+    }
+    let measured = rows.iter().filter(|row| row.measured.is_some()).count();
+    let differing: Vec<&Row> = rows.iter().filter(|row| row.agrees == Some(false)).collect();
     if differing.is_empty() {
-        println!("\n{} measured through the kernel: all {} cells as computed", mark(true), rows.len());
+        let all = if missing.is_empty() { "all " } else { "" };
+        println!(
+            "\n{} measured through the kernel: {all}{measured} cells as computed",
+            mark(missing.is_empty())
+        );
         return;
     }
-    println!("\n{} {} of {} cells are not as computed:", mark(false), differing.len(), rows.len());
+    println!("\n{} {} of {measured} cells are not as computed:", mark(false), differing.len());
     for row in differing {
         let cell = row.cell;
         let measured = row.measured.map_or("?".to_owned(), |measured| format!("{measured:?}").to_lowercase());
@@ -115,7 +193,7 @@ fn print_comparison(rows: &[Row], differing: &[&Row]) {
 }
 
 /// Probes all cells, grouped by the pod they start from; outcomes in the order of the cells.
-async fn measure(fabric: &Fabric, cells: &[Cell]) -> Result<Vec<Outcome>> {
+async fn measure(fabric: &Fabric, cells: &[Cell]) -> Result<Vec<Measured>> {
     let client = fabric.client().await?;
     // By this process, not by path: a pod's volume may lie over the place where the program is.
     let exe = format!("/proc/{}/exe", std::process::id());
@@ -128,26 +206,33 @@ async fn measure(fabric: &Fabric, cells: &[Cell]) -> Result<Vec<Outcome>> {
         let targets: Vec<probe::Target> = indexes.iter().map(|index| target(&cells[*index])).collect();
         let (client, command) = (client.clone(), &command);
         async move {
-            let answer = exec(&client, pod, command, serde_json::to_vec(&targets)?).await?;
-            let outcomes: Vec<Outcome> =
-                serde_json::from_slice(&answer).with_context(|| format!("pod {pod}: the probe's answer"))?;
-            anyhow::ensure!(
-                outcomes.len() == indexes.len(),
-                "pod {pod}: {} answers for {} targets",
-                outcomes.len(),
-                indexes.len()
-            );
-            Ok::<_, anyhow::Error>(indexes.into_iter().zip(outcomes).collect::<Vec<_>>())
+            let outcomes = probe_from(&client, pod, command, &targets).await;
+            (indexes, outcomes.map_err(|error| format!("{error:#}")))
         }
     });
     let mut probes = futures::stream::iter(probes).buffer_unordered(PODS_AT_ONCE);
-    let mut measured = vec![Outcome::Unreachable; cells.len()];
-    while let Some(outcomes) = probes.next().await {
-        for (index, outcome) in outcomes? {
-            measured[index] = outcome;
+    let mut measured = vec![Err("not tried".to_owned()); cells.len()];
+    while let Some((indexes, outcomes)) = probes.next().await {
+        for (position, index) in indexes.into_iter().enumerate() {
+            measured[index] = outcomes.as_ref().map(|outcomes| outcomes[position]).map_err(String::clone);
         }
     }
     Ok(measured)
+}
+
+/// Outcomes in the order of the targets.
+async fn probe_from(
+    client: &kube::Client,
+    pod: &PodKey,
+    command: &[String],
+    targets: &[probe::Target],
+) -> Result<Vec<Outcome>> {
+    let answer = exec(client, pod, command, serde_json::to_vec(targets)?).await?;
+    let outcomes: Vec<Outcome> =
+        serde_json::from_slice(&answer).with_context(|| format!("pod {pod}: the probe's answer"))?;
+    let (answers, asked) = (outcomes.len(), targets.len());
+    anyhow::ensure!(answers == asked, "pod {pod}: {answers} answers for {asked} targets");
+    Ok(outcomes)
 }
 
 fn target(cell: &Cell) -> probe::Target {
@@ -213,7 +298,7 @@ impl Mark {
             Reach::Connected => Self::Reaches,
             Reach::Refused { .. } => Self::Refused,
             Reach::Denied { .. } => Self::Denied,
-            Reach::Mixed(_) => Self::Mixed,
+            Reach::Mixed(_) | Reach::Unknown => Self::Mixed,
         }
     }
 
@@ -288,6 +373,54 @@ fn table(text: &mut String, columns: &BTreeSet<Column>, rows: &[(String, Marks)]
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn cell(from: &str, to: Target, address: &str, port: u16, reach: Reach) -> Cell {
+        let from = PodKey::new("shop", from);
+        let address = address.parse().unwrap();
+        Cell { from, to, address, protocol: Protocol::TCP, port: Port(port), reach }
+    }
+
+    #[test]
+    fn what_was_not_measured_and_what_nobody_opens_are_told_apart_from_differences() {
+        let web = || Target::Pod(PodKey::new("shop", "web"));
+        let refused = Reach::Refused { reason: None };
+        let cells = [
+            cell("a", web(), "10.244.1.1", 8080, Reach::Connected),
+            cell("a", web(), "10.244.1.1", 9090, Reach::Connected),
+            cell("b", web(), "10.244.1.1", 8080, Reach::Connected),
+            cell("c", web(), "10.244.1.1", 8080, Reach::Connected),
+            cell("a", web(), "10.244.1.2", 1, refused),
+        ];
+        let measured = [
+            Ok(Outcome::Connected),
+            Ok(Outcome::Refused),
+            Err("container c is not running".to_owned()),
+            Ok(Outcome::Silent),
+            Ok(Outcome::Refused),
+        ];
+        let rows = rows(&Snapshot::default(), &cells, Some(&measured));
+        let told: Vec<_> = rows.iter().map(|row| (row.agrees, row.finding.as_deref())).collect();
+        let nobody = "pod shop/web declares 9090/TCP, nobody listens";
+        assert_eq!(
+            told,
+            [
+                (Some(true), None),
+                (Some(true), Some(nobody)),
+                (None, None),
+                (Some(false), None),
+                (Some(true), None)
+            ]
+        );
+        assert_eq!(rows[2].not_measured.as_deref(), Some("container c is not running"));
+    }
+
+    #[test]
+    fn a_service_that_refuses_is_a_difference_unless_its_backends_are_closed() {
+        let service = Target::Service(weft_model::ServiceKey::new("shop", "web"));
+        let cells = [cell("a", service, "10.96.0.7", 80, Reach::Connected)];
+        let rows = rows(&Snapshot::default(), &cells, Some(&[Ok(Outcome::Refused)]));
+        assert_eq!((rows[0].agrees, rows[0].finding.as_deref()), (Some(false), None));
+    }
 
     #[test]
     fn replicas_share_their_workloads_name() {

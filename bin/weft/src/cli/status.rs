@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::Value;
 use weft_model::{Reason, Verdict};
 
@@ -30,6 +30,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let fabric = Fabric::find(&args.target.name)?;
     for (node, path) in [(&args.tables, "/tables"), (&args.plan, "/plan")] {
         if let Some(node) = node {
+            let known = fabric.nodes()?;
+            if !known.contains(node) {
+                bail!("there is no node {node:?}; the cluster's nodes are {}", known.join(", "));
+            }
             let answer = unix_request(&fabric.agent_socket(node), "GET", path, Vec::new()).await?;
             print!("{}", String::from_utf8_lossy(&answer.body));
             return Ok(if answer.status == 200 { ExitCode::SUCCESS } else { ExitCode::FAILURE });

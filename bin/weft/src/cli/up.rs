@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use ipnet::{Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -116,6 +116,27 @@ enum FamiliesArg {
 }
 
 impl Args {
+    /// A range of a family that the cluster does not have would be of no effect.
+    fn check_families(&self) -> Result<()> {
+        let v4 = [
+            ("--pods-v4", self.pods_v4.is_some()),
+            ("--services-v4", self.services_v4.is_some()),
+            ("--nodes-v4", self.nodes_v4.is_some()),
+        ];
+        let v6 = [("--pods-v6", self.pods_v6.is_some()), ("--services-v6", self.services_v6.is_some())];
+        let (unused, families) = match self.families {
+            FamiliesArg::Dual => return Ok(()),
+            FamiliesArg::Ipv4 => (&v6[..], "ipv4"),
+            FamiliesArg::Ipv6 => (&v4[..], "ipv6"),
+        };
+        match unused.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => {
+                bail!("{flag} has no effect with --families {families}; leave one of them out")
+            }
+            None => Ok(()),
+        }
+    }
+
     fn spec(&self) -> Spec {
         let mut spec = Spec {
             name: self.name.clone(),
@@ -161,6 +182,7 @@ fn port_range(text: &str) -> std::result::Result<RangeInclusive<u16>, String> {
 }
 
 pub async fn run(args: Args) -> Result<()> {
+    args.check_families()?;
     // A manifest that cannot be read is said before anything is woven.
     let manifests = read_all(&args.apply)?;
     let spec = args.spec();
@@ -294,4 +316,31 @@ fn unready(pod: &Pod) -> String {
         meta.name.as_deref().unwrap_or("?"),
         why.unwrap_or_else(|| format!("phase {}", status.phase.unwrap_or_default()))
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::Args;
+
+    #[derive(Parser)]
+    struct Up {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn checked(line: &str) -> Result<(), String> {
+        let words = std::iter::once("up").chain(line.split(' '));
+        Up::parse_from(words).args.check_families().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn ranges_of_a_family_the_cluster_lacks_are_refused() {
+        let refused = "--pods-v6 has no effect with --families ipv4; leave one of them out";
+        assert_eq!(checked("--families ipv4 --pods-v6 fd00::/56"), Err(refused.to_owned()));
+        assert!(checked("--families ipv6 --nodes-v4 10.0.0.0/24").is_err());
+        assert_eq!(checked("--families ipv6 --pods-v6 fd00::/56"), Ok(()));
+        assert_eq!(checked("--pods-v6 fd00::/56 --pods-v4 10.0.0.0/16"), Ok(()));
+    }
 }
