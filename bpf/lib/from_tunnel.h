@@ -7,7 +7,7 @@
 /* Segments that the kernel has put together go through the device, because nothing here could clear their tunnel's marks. For as
  * long, small packets go with them: they would overtake. */
 #define BULK_TICKS 2
-/* Kernels know it from 6.2; headers may be older. */
+/* Older than every kernel with tcx; headers may be older still. */
 #define DECAPSULATE_V6 (1ULL << 8)
 
 /* RFC 7348 over plain IPv4, to this node. */
