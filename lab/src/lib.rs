@@ -3,4 +3,5 @@
 pub mod controllers;
 pub mod fabric;
 pub mod kubelet;
+mod quantity;
 pub mod standin;

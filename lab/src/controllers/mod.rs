@@ -13,7 +13,6 @@ mod meta;
 mod nodes;
 pub mod podcidr;
 mod pods;
-mod quantity;
 mod replicaset;
 mod scheduler;
 mod shell;

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::quantity::{self, Amount};
+use crate::quantity::Amount;
 
 /// The objects a pod's containers may take values from, by name.
 #[derive(Clone, Debug, Default)]
@@ -202,7 +202,7 @@ pub fn resource_field(
         _ => return Err(format!("resource {:?} cannot be referred to", field.resource)),
     };
     let parse =
-        |quantity: &Quantity| quantity::parse(&quantity.0).ok_or(format!("{:?} is no quantity", quantity.0));
+        |quantity: &Quantity| Amount::parse(&quantity.0).ok_or(format!("{:?} is no quantity", quantity.0));
     let amount = quantity.map(parse).transpose()?.unwrap_or(Amount::ZERO);
     let divisor = match &field.divisor {
         Some(divisor) if divisor.0 != "0" && !divisor.0.is_empty() => parse(divisor)?,

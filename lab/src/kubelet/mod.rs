@@ -26,7 +26,6 @@ mod prober;
 mod probing;
 mod process;
 mod publish;
-mod quantity;
 mod recover;
 mod sandbox;
 mod server;

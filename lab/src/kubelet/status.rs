@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::bundle::Exit;
 use super::lifecycle::{Container, RestartPolicy, Role, State};
-use super::quantity;
+use crate::quantity::Amount;
 
 /// The conditions that the kubelet alone sets.
 pub const OWN_CONDITIONS: [&str; 5] =
@@ -319,7 +319,7 @@ fn ready(spec: &PodSpec, containers: &Fact, earlier: &[PodCondition]) -> Fact {
 /// Guaranteed, Burstable or BestEffort, from cpu and memory only.
 pub fn qos_class(spec: &PodSpec) -> &'static str {
     let amount = |map: Option<&BTreeMap<String, Quantity>>, key: &str| {
-        map.and_then(|map| quantity::parse(&map.get(key)?.0)).filter(|amount| !amount.is_zero())
+        map.and_then(|map| Amount::parse(&map.get(key)?.0)).filter(|amount| !amount.is_zero())
     };
     let (mut any, mut guaranteed) = (false, true);
     for container in all_containers(spec) {

@@ -7,13 +7,13 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::controllers::quantity::Thousandths;
 use crate::controllers::{meta, pods};
+use crate::quantity::Amount;
 
 const PODS: &str = "pods";
-const DEFAULT_PODS: &str = "110";
+const DEFAULT_PODS: Amount = Amount::whole(110);
 
-type Amounts = BTreeMap<String, Thousandths>;
+type Amounts = BTreeMap<String, Amount>;
 
 /// A node with what runs on it.
 pub struct NodeView<'a> {
@@ -28,7 +28,7 @@ impl<'a> NodeView<'a> {
         let status = node.status.as_ref();
         let given = status.and_then(|status| status.allocatable.as_ref().or(status.capacity.as_ref()));
         let mut room = amounts(given);
-        room.entry(PODS.to_owned()).or_insert(Thousandths::read(DEFAULT_PODS));
+        room.entry(PODS.to_owned()).or_insert(DEFAULT_PODS);
         Self { node, pods: Vec::new(), room, used: Amounts::new() }
     }
 
@@ -80,7 +80,7 @@ pub fn refusals(pod: &Pod, view: &NodeView<'_>) -> Vec<String> {
     let lacking = requests(pod).into_iter().filter(|(resource, amount)| {
         let used = view.used.get(resource).copied().unwrap_or_default();
         let room = view.room.get(resource).copied().unwrap_or_default();
-        *amount > Thousandths::default() && used + *amount > room
+        *amount > Amount::ZERO && used + *amount > room
     });
     lacking
         .map(
@@ -171,15 +171,16 @@ fn requests(pod: &Pod) -> Amounts {
         }
     }
     total = sum(total, amounts(spec.overhead.as_ref()));
-    total.insert(PODS.to_owned(), Thousandths::read("1"));
+    total.insert(PODS.to_owned(), Amount::ONE);
     total
 }
 
+/// What is no quantity counts as nothing: the API server refused it before.
 fn amounts(given: Option<&BTreeMap<String, Quantity>>) -> Amounts {
     given
         .into_iter()
         .flatten()
-        .map(|(resource, quantity)| (resource.clone(), Thousandths::read(&quantity.0)))
+        .map(|(resource, quantity)| (resource.clone(), Amount::parse(&quantity.0).unwrap_or_default()))
         .collect()
 }
 
