@@ -62,8 +62,8 @@ pub fn reconcile(node: &Node, word: Word<'_>, all_pods: &[Arc<Pod>], now: Timest
     }
     let name = meta::name(&node.metadata);
     for pod in all_pods.iter().filter(|pod| pods::node_name(pod) == Some(name) && !pods::is_finished(pod)) {
-        if health != Health::Ready {
-            outcome.effects.extend(declare_unready(pod, now));
+        if health == Health::Unknown {
+            outcome.effects.extend(declare_unready(pod, declared_at(node, now), now));
         }
         evict(pod, &taints, now, &mut outcome);
     }
@@ -154,9 +154,17 @@ fn taints(node: &Node, health: Health, now: Timestamp) -> Vec<Taint> {
     taints
 }
 
-/// Nobody vouches for pods on a node that does not answer.
-fn declare_unready(pod: &Pod, now: Timestamp) -> Option<Effect> {
-    if !pods::is_ready(pod) {
+/// Since when the node is known to be lost: from now on, if it was not.
+fn declared_at(node: &Node, now: Timestamp) -> Timestamp {
+    let unknown = ready(node).filter(|condition| condition.status == "Unknown");
+    unknown.and_then(|condition| condition.last_transition_time.as_ref()).map_or(now, |time| time.0)
+}
+
+/// Nobody vouches for pods on a node whose kubelet is silent, except for what was said since: then it is not silent any
+/// more. A kubelet that says that its node is not ready still knows how its pods fare.
+fn declare_unready(pod: &Pod, silent_since: Timestamp, now: Timestamp) -> Option<Effect> {
+    let ready = pods::condition(pod, "Ready").filter(|condition| condition.status == "True")?;
+    if ready.last_transition_time.as_ref().is_some_and(|time| time.0 > silent_since) {
         return None;
     }
     let mut conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
@@ -297,6 +305,33 @@ mod tests {
             [format!("{UNREACHABLE}:NoSchedule"), format!("{UNREACHABLE}:NoExecute")]
         );
         assert_eq!(outcome.recheck, Some(Duration::from_secs(300)), "then its pods leave");
+    }
+
+    #[test]
+    fn pods_count_by_what_their_kubelet_said_last() {
+        let ready_since = |ago: i64| {
+            let since = (now() - meta::seconds(ago)).to_string();
+            resident(
+                json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": since}]}}),
+            )
+        };
+        let declared = |node: Node, lease: &Lease, pod: Arc<Pod>| {
+            let outcome = reconcile(&node, word(Some(lease)), &[pod], now());
+            outcome.effects.iter().any(
+                |effect| matches!(effect, Effect::MergeStatus { target, .. } if target.kind == Kind::Pod),
+            )
+        };
+        let lost = || {
+            let since = (now() - meta::seconds(30)).to_string();
+            node(
+                "Unknown",
+                json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown", "lastTransitionTime": since}]}}),
+            )
+        };
+        assert!(declared(lost(), &lease(70), ready_since(30)), "ready before its node was lost");
+        assert!(!declared(lost(), &lease(70), ready_since(29)), "its kubelet spoke after that");
+        assert!(!declared(lost(), &lease(0), ready_since(90)), "its kubelet lives again");
+        assert!(!declared(node("False", json!({})), &lease(0), ready_since(90)), "its kubelet lives");
     }
 
     #[test]

@@ -13,6 +13,8 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Capacity;
 use super::cni::Cni;
@@ -24,8 +26,11 @@ const RENEWALS: u32 = 4;
 /// The network is asked this often once it is ready, and oftener until then.
 const NETWORK_CHECK: Duration = Duration::from_secs(5);
 const EAGER_NETWORK_CHECK: Duration = Duration::from_millis(100);
-/// An agent that restarts is back within this many seconds; pods do not notice, so nor does the node.
-const OVERLOOKED_FAILURES: u32 = 3;
+/// How long a network that was ready may fail before the node says so: as long as kubelets rest between two reports.
+/// An agent that restarts is back sooner; pods do not notice, so nor does the node.
+const OVERLOOKED: Duration = Duration::from_secs(10);
+/// A report that takes longer is dropped: what it says may not hold any more when the server wakes up.
+const LONGEST_REPORT: Duration = Duration::from_secs(10);
 
 /// What the node is, as opposed to how it fares.
 #[derive(Clone, Debug)]
@@ -153,43 +158,92 @@ async fn renew(api: &Api<Lease>, nodes: &Api<Node>, facts: &NodeFacts) -> Result
 }
 
 async fn keep_status(shared: &Shared, api: &Api<Node>, facts: &NodeFacts, cni: &Cni) {
-    let mut network = NetworkState::Unknown;
-    let mut failures = 0;
+    let (network, changes) = watch::channel(NetworkState::Unknown);
+    tokio::join!(watch_network(cni, network), report_changes(shared, api, facts, changes));
+}
+
+async fn watch_network(cni: &Cni, network: watch::Sender<NetworkState>) {
+    let mut failing_since = None;
     loop {
         let seen = match cni.status().await {
-            Ok(()) => {
-                failures = 0;
-                NetworkState::Ready
-            }
-            Err(error) => {
-                failures += 1;
-                NetworkState::NotReady(error.to_string())
-            }
+            Ok(()) => NetworkState::Ready,
+            Err(error) => NetworkState::NotReady(error.to_string()),
         };
-        let overlooked = network == NetworkState::Ready && seen != network && failures <= OVERLOOKED_FAILURES;
-        let forgotten =
-            seen == network && network == NetworkState::Ready && is_held_unready(api, facts).await;
-        if (seen != network && !overlooked) || forgotten {
-            persist("report the node's status", || report(api, facts, &seen)).await;
-            announce(shared, facts, &network, &seen);
-            network = seen;
-        }
-        let settled = network == NetworkState::Ready && failures == 0;
-        let rest = match (settled, failures) {
-            (true, _) => NETWORK_CHECK,
-            (false, 0..=50) if network != NetworkState::Ready => EAGER_NETWORK_CHECK,
-            _ => Duration::from_secs(1),
+        let now = Instant::now();
+        network.send_if_modified(|known| known.take(seen, &mut failing_since, now));
+        let rest = match (&*network.borrow(), failing_since) {
+            (NetworkState::Ready, None) => NETWORK_CHECK,
+            (NetworkState::Ready, Some(_)) => Duration::from_secs(1),
+            (_, Some(since)) if now - since > NETWORK_CHECK => Duration::from_secs(1),
+            _ => EAGER_NETWORK_CHECK,
         };
         tokio::time::sleep(rest).await;
     }
 }
 
+impl NetworkState {
+    /// Takes over what was seen, except for failures too short to matter; whether that changed anything.
+    fn take(&mut self, seen: Self, failing_since: &mut Option<Instant>, now: Instant) -> bool {
+        if seen == Self::Ready {
+            *failing_since = None;
+        } else {
+            let since = *failing_since.get_or_insert(now);
+            if *self == Self::Ready && now - since < OVERLOOKED {
+                return false;
+            }
+        }
+        let is_news = *self != seen;
+        *self = seen;
+        is_news
+    }
+}
+
+/// Says what holds at the moment of saying it, until it was heard.
+async fn report_changes(
+    shared: &Shared,
+    api: &Api<Node>,
+    facts: &NodeFacts,
+    mut changes: watch::Receiver<NetworkState>,
+) {
+    let mut said = NetworkState::Unknown;
+    loop {
+        let network = changes.borrow_and_update().clone();
+        let exchange = async {
+            if network == said && !is_held_unready(api, facts, &said).await? {
+                return Ok(());
+            }
+            report(api, facts, &network).await?;
+            announce(shared, facts, &said, &network);
+            said = network;
+            Ok::<_, kube::Error>(())
+        };
+        let answered = tokio::time::timeout(LONGEST_REPORT, exchange).await;
+        let rest = match answered.map_or(Err("no answer".to_owned()), |said| said.map_err(|e| e.to_string()))
+        {
+            Ok(()) => NETWORK_CHECK,
+            Err(why) => {
+                tracing::warn!("cannot report the node's status yet: {why}");
+                Duration::from_secs(1)
+            }
+        };
+        // The sender lives as long as this.
+        let _ = tokio::time::timeout(rest, changes.changed()).await;
+    }
+}
+
 /// Whether the API says otherwise than this kubelet did: a node whose lease ran out is marked by its controller, and
 /// only its kubelet can say that it is back.
-async fn is_held_unready(api: &Api<Node>, facts: &NodeFacts) -> bool {
-    let Ok(node) = api.get(&facts.name).await else { return false };
-    let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
-    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status != "True")
+async fn is_held_unready(
+    api: &Api<Node>,
+    facts: &NodeFacts,
+    said: &NetworkState,
+) -> Result<bool, kube::Error> {
+    if *said != NetworkState::Ready {
+        return Ok(false);
+    }
+    let conditions = api.get(&facts.name).await?.status.and_then(|status| status.conditions);
+    let mut conditions = conditions.into_iter().flatten();
+    Ok(conditions.any(|condition| condition.type_ == "Ready" && condition.status != "True"))
 }
 
 fn announce(shared: &Shared, facts: &NodeFacts, before: &NetworkState, now: &NetworkState) {
@@ -365,6 +419,22 @@ mod tests {
             (ready_of(&third).status.as_str(), &ready_of(&third).last_transition_time),
             ("True", &Some(Time(late)))
         );
+    }
+
+    #[test]
+    fn a_short_failure_is_overlooked_and_a_long_one_is_not() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let refused = || NetworkState::NotReady("no agent".into());
+        let (mut known, mut failing) = (NetworkState::Unknown, None);
+        assert!(known.take(refused(), &mut failing, at(0)), "at the start nothing is overlooked");
+        assert!(known.take(NetworkState::Ready, &mut failing, at(1)));
+        assert!(!known.take(refused(), &mut failing, at(2)));
+        assert!(!known.take(refused(), &mut failing, at(11)));
+        assert!(!known.take(NetworkState::Ready, &mut failing, at(11)), "it was ready all the while");
+        assert!(!known.take(refused(), &mut failing, at(12)), "another failure has its own time");
+        assert!(known.take(refused(), &mut failing, at(22)));
+        assert_eq!(known, refused());
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Brings a pod's status to the API: the newest one only, again and again until it is taken; and at the end the
 //! removal of the object.
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+
+use super::worker::Input;
 
 const FIRST_REST: Duration = Duration::from_millis(100);
 const LONGEST_REST: Duration = Duration::from_secs(5);
@@ -27,17 +30,32 @@ pub struct Publisher {
     name: String,
     uid: String,
     newest: watch::Sender<Option<PodStatus>>,
+    taken: Taken,
     task: JoinHandle<()>,
 }
 
+/// The status the API took last, and the version of the pod that it became part of.
+type Taken = Arc<Mutex<Option<(PodStatus, u64)>>>;
+
 impl Publisher {
-    pub fn start(client: kube::Client, pod: &Pod) -> Self {
+    /// Tells the worker when a status was taken.
+    pub fn start(client: kube::Client, pod: &Pod, worker: mpsc::UnboundedSender<Input>) -> Self {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let (name, uid) = (text(&pod.metadata.name), text(&pod.metadata.uid));
         let api = Api::namespaced(client, &text(&pod.metadata.namespace));
         let (newest, changes) = watch::channel(None);
-        let task = tokio::spawn(send_changes(api.clone(), name.clone(), uid.clone(), changes));
-        Self { api, name, uid, newest, task }
+        let taken = Taken::default();
+        let (sending, noted) = ((api.clone(), name.clone(), uid.clone()), taken.clone());
+        let task = tokio::spawn(async move {
+            let (api, name, uid) = sending;
+            let note = |status, version| {
+                *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some((status, version));
+                // The worker is gone only when the pod is.
+                let _ = worker.send(Input::Published);
+            };
+            send_changes(&api, &name, &uid, changes, note).await;
+        });
+        Self { api, name, uid, newest, taken, task }
     }
 
     /// Sends the status in the background if it is news.
@@ -54,6 +72,14 @@ impl Publisher {
     /// What was handed in last.
     pub fn last(&self) -> Option<PodStatus> {
         self.newest.borrow().clone()
+    }
+
+    /// Whether this object shows what became of everything handed in.
+    pub fn is_shown_by(&self, pod: &Pod) -> bool {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((status, version)) = &*taken else { return false };
+        version_of(pod).is_some_and(|shown| shown >= *version)
+            && self.newest.borrow().as_ref() == Some(status)
     }
 
     /// Sends the last status, then removes the object for good.
@@ -91,19 +117,28 @@ fn is_final(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 410))
 }
 
+/// Versions of API servers grow; one that cannot be read as a number is told apart from no other.
+fn version_of(pod: &Pod) -> Option<u64> {
+    pod.metadata.resource_version.as_deref()?.parse().ok()
+}
+
 async fn send_changes(
-    api: Api<Pod>,
-    name: String,
-    uid: String,
+    api: &Api<Pod>,
+    name: &str,
+    uid: &str,
     mut changes: watch::Receiver<Option<PodStatus>>,
+    note: impl Fn(PodStatus, u64),
 ) {
     let mut rest = FIRST_REST;
     while changes.changed().await.is_ok() {
         loop {
             let Some(status) = changes.borrow_and_update().clone() else { break };
-            match send(&api, &name, &uid, &status).await {
-                Ok(()) => {
+            match send(api, name, uid, &status).await {
+                Ok(pod) => {
                     rest = FIRST_REST;
+                    if let Some(version) = version_of(&pod) {
+                        note(status, version);
+                    }
                     break;
                 }
                 Err(error) if is_final(&error) => break,
@@ -115,9 +150,9 @@ async fn send_changes(
     }
 }
 
-async fn send(api: &Api<Pod>, name: &str, uid: &str, status: &PodStatus) -> Result<(), kube::Error> {
+async fn send(api: &Api<Pod>, name: &str, uid: &str, status: &PodStatus) -> Result<Pod, kube::Error> {
     let patch = merge_patch(uid, status).map_err(kube::Error::SerdeError)?;
-    api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await
 }
 
 fn merge_patch(uid: &str, status: &PodStatus) -> Result<Value, serde_json::Error> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodStatus};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -51,6 +51,8 @@ pub enum Input {
         message: String,
     },
     Released(Box<Record>),
+    /// The API has taken the newest status; what it shows may be something else by now.
+    Published,
 }
 
 /// Everything a pod needs before its first container.
@@ -159,7 +161,7 @@ impl Worker {
     ) -> Self {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let names = pod.spec.as_ref().map(list_containers).unwrap_or_default();
-        let publisher = Publisher::start(shared.client.clone(), &pod);
+        let publisher = Publisher::start(shared.client.clone(), &pod, sender.clone());
         Self {
             dir: PodDir::new(&shared.sandboxes.pods_dir, &uid),
             containers: names.into_iter().map(|(name, role)| Container::new(&name, role)).collect(),
@@ -264,7 +266,8 @@ impl Worker {
             ended: self.ended.as_ref(),
         };
         let before = self.publisher.last();
-        let known = with_own_conditions(&self.pod, before.as_ref());
+        let shown = if self.publisher.is_shown_by(&self.pod) { Shown::News } else { Shown::Stale };
+        let known = with_own_conditions(&self.pod, before.as_ref(), shown);
         let mut status = pod_status(&known, &view, Timestamp::now());
         if let Some(before) = before.filter(|_| status.pod_ip.is_none() && self.ending.is_some()) {
             // The address stays in the status after it was given back, as the last one the pod had.
@@ -296,6 +299,7 @@ impl Worker {
                 self.record = Some(*record);
                 self.sandbox = Sandbox::Released;
             }
+            Input::Published => {}
         }
     }
 
@@ -436,18 +440,28 @@ impl Worker {
     }
 }
 
-/// The pod with our own conditions as last published, which the watch may not yet have brought back.
-fn with_own_conditions(pod: &Pod, published: Option<&PodStatus>) -> Pod {
+/// Whether the object was seen before or after what was published last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Stale,
+    News,
+}
+
+/// The pod with our own conditions as last published. What somebody has changed since stays: it changes back, and then,
+/// not when it was first published.
+fn with_own_conditions(pod: &Pod, published: Option<&PodStatus>, shown: Shown) -> Pod {
     let mut pod = pod.clone();
+    let seen = pod.status.get_or_insert_default().conditions.get_or_insert_default();
+    let changed = |own: &PodCondition| {
+        shown == Shown::News && !seen.iter().any(|seen| seen.type_ == own.type_ && seen.status == own.status)
+    };
     let own = published.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
-    let own: Vec<_> =
-        own.filter(|condition| OWN_CONDITIONS.contains(&condition.type_.as_str())).cloned().collect();
-    if own.is_empty() {
-        return pod;
-    }
-    let conditions = pod.status.get_or_insert_default().conditions.get_or_insert_default();
-    conditions.retain(|condition| !OWN_CONDITIONS.contains(&condition.type_.as_str()));
-    conditions.extend(own);
+    let own: Vec<_> = own
+        .filter(|condition| OWN_CONDITIONS.contains(&condition.type_.as_str()) && !changed(condition))
+        .cloned()
+        .collect();
+    seen.retain(|seen| own.iter().all(|own| own.type_ != seen.type_));
+    seen.extend(own);
     pod
 }
 

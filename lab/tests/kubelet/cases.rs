@@ -32,6 +32,7 @@ pub async fn run_all() -> Result<()> {
     run_cases!(world:
         the_node_is_ready_when_its_network_is,
         a_stand_in_says_who_answers_and_whom_it_saw,
+        readiness_that_somebody_took_is_given_back,
         a_host_command_gets_its_names_values_and_volumes,
         a_volume_needs_no_directory_on_the_host,
         a_crash_is_followed_by_a_rest_and_shown,
@@ -140,6 +141,23 @@ async fn a_stand_in_says_who_answers_and_whom_it_saw(world: &mut World) -> Resul
     let (length, _) = tokio::time::timeout(Duration::from_secs(5), socket.recv_from(&mut buffer)).await??;
     let answer: Value = serde_json::from_slice(&buffer[..length])?;
     ensure!(answer["pod"] == "web" && answer["bytes"] == 5, "{answer}");
+    world.delete("web").await
+}
+
+/// As the node controller takes it from the pods of a node that was silent.
+async fn readiness_that_somebody_took_is_given_back(world: &mut World) -> Result<()> {
+    world.create("web", json!({"containers": [stand_in(80)]})).await?;
+    let pod = world.ready("web").await?;
+    let mut status = json!({"conditions": pod.status.and_then(|status| status.conditions)});
+    for condition in status["conditions"].as_array_mut().context("conditions")? {
+        if condition["type"] == "Ready" {
+            condition["status"] = json!("False");
+        }
+    }
+    let patch = Patch::Merge(json!({"status": status}));
+    let taken = world.pods.patch_status("web", &PatchParams::default(), &patch).await?;
+    ensure!(!condition(&taken, "Ready"), "taken: {taken:?}");
+    world.ready("web").await?;
     world.delete("web").await
 }
 

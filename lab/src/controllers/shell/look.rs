@@ -16,6 +16,7 @@ use super::cache::{Cache, Change};
 use super::dispatch::{self, Work};
 use super::execute::Executor;
 use super::pending::{Pending, Seen};
+use super::pulse::Pulse;
 use super::queue::{Ended, Queue};
 use crate::controllers::effect::{Effect, Kind, Outcome};
 use crate::controllers::scheduler::{self, Assumed};
@@ -40,6 +41,7 @@ pub struct World {
     controllers: Executor,
     scheduler: Executor,
     pending: Pending,
+    pulse: Pulse,
     assumed: Mutex<Assumed>,
     queue: Arc<Queue<Work>>,
 }
@@ -62,6 +64,7 @@ impl World {
             controllers: Executor::new(controllers.clone(), "weft-lab-controllers"),
             scheduler: Executor::new(scheduler, scheduler::NAME),
             pending: Pending::default(),
+            pulse: Pulse::default(),
             assumed: Mutex::default(),
             queue,
         }
@@ -95,6 +98,15 @@ impl World {
     ) -> BoxFuture<'static, ()> {
         let world = self.clone();
         cache.clone().follow(client.clone(), move |change| react(&world, change)).boxed()
+    }
+
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// Since when every renewal of a lease would have been heard of.
+    fn listening(&self, now: Timestamp) -> Option<Timestamp> {
+        Some(self.leases.unbroken()?.max(self.pulse.since(now)?))
     }
 
     pub async fn wait_synced(&self) {
@@ -177,7 +189,7 @@ impl World {
             }
             Kind::Node => {
                 let lease = self.leases.get(nodes::LEASES, name);
-                let word = nodes::Word { lease: lease.as_deref(), listening: self.leases.unbroken() };
+                let word = nodes::Word { lease: lease.as_deref(), listening: self.listening(now) };
                 nodes::reconcile(&*self.nodes.get("", name)?, word, &self.pods.all(), now)
             }
             Kind::Service => {

@@ -6,6 +6,7 @@ mod dispatch;
 mod execute;
 mod look;
 mod pending;
+mod pulse;
 mod queue;
 
 use std::sync::Arc;
@@ -27,7 +28,8 @@ const LOOKS_AT_ONCE: usize = 64;
 pub async fn run(controllers: Client, scheduler: Client) {
     let queue = Queue::<Work>::new();
     let world = Arc::new(World::new(&controllers, scheduler, queue.clone()));
-    let follow = world.follow(controllers);
+    let pulse = world.pulse().follow(controllers.clone());
+    let follow = world.follow(controllers.clone());
     let work = async {
         // A controller that has not seen everything would make it a second time.
         world.wait_synced().await;
@@ -43,5 +45,5 @@ pub async fn run(controllers: Client, scheduler: Client) {
             });
         }
     };
-    futures::future::join(join_all(follow), work).await;
+    futures::future::join3(join_all(follow), pulse, work).await;
 }
