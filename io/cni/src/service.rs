@@ -141,7 +141,8 @@ impl<N: PodNetwork> CniService<N> {
     }
 
     pub async fn status(&self) -> Result<(), CniError> {
-        if self.usage().is_empty() {
+        // A node with pods has had its prefixes; a new agent is told them again.
+        if self.usage().is_empty() && self.attachments().is_empty() {
             return Err(CniError::not_ready("the node has no pod CIDR yet"));
         }
         self.network.status().await

@@ -66,6 +66,11 @@ impl Applier {
         self.wake.notify_one();
     }
 
+    /// Whether pods are attached here, now or since before this process started.
+    pub fn has_endpoints(&self) -> bool {
+        !self.local().endpoints.is_empty()
+    }
+
     /// From the next plan on this node answers for these addresses; returns the generation of that plan.
     pub fn announce(&self, addresses: BTreeSet<Addr>) -> u64 {
         let mut local = self.local();

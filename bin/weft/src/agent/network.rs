@@ -114,6 +114,8 @@ impl PodNetwork for Network {
         let applied = self.applier.subscribe().borrow().clone();
         match (&applied.state, &applied.error) {
             (_, Some(error)) => Err(CniError::limited(format!("the newest plan is not in force: {error}"))),
+            // Pods attached before this process started are served by what its predecessor left in the kernel.
+            (None, None) if self.applier.has_endpoints() => Ok(()),
             (None, None) => Err(CniError::not_ready("the agent has not seen the whole cluster yet")),
             (Some(_), None) => Ok(()),
         }
