@@ -4,6 +4,8 @@ mod abi;
 mod dependencies;
 mod files;
 mod layers;
+mod names;
+mod proofs;
 mod purity;
 mod services;
 
@@ -21,7 +23,7 @@ const CHECKS: &[Check] = &[
     ("files", files::check),
     ("dependencies", dependencies::check),
     ("abi", abi::check),
-    ("services", services::check),
+    ("tables", proofs::check),
 ];
 
 fn main() -> ExitCode {
@@ -36,9 +38,9 @@ fn main() -> ExitCode {
 
 fn run(args: Vec<String>) -> Result<ExitCode> {
     let names: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
-    let usage = || format!("usage: cargo run -p xtask -- check [{}] | write-services-table", names.join("|"));
-    if args == ["write-services-table"] {
-        services::write(&root()?)?;
+    let usage = || format!("usage: cargo run -p xtask -- check [{}] | write-tables", names.join("|"));
+    if args == ["write-tables"] {
+        proofs::write(&root()?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let chosen = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {

@@ -266,6 +266,7 @@ mod tests {
         (0..count).map(|last| Record::from_rdata(name.clone(), 5, data(last))).collect()
     }
 
+    /// Proves RFC 4343: The question comes back in the case it was asked in, and so do the names of its answer.
     #[test]
     fn case_is_kept_in_question_and_answer() {
         let bytes = question("wEb.ShOp.svc.cluster.local.", None);
@@ -278,6 +279,8 @@ mod tests {
         assert_eq!(out[written..written + 2], [0xc0, 12], "the owner is a pointer to the question's name");
     }
 
+    /// Proves RFC 1035 §4.2.1, RFC 6891: What a client can take bounds a UDP answer: 512 bytes without EDNS, its payload size up to
+    /// 1232 with it; what does not fit is left out and said.
     #[test]
     fn long_answers_are_cut_to_the_clients_size_with_as_many_records_as_fit() {
         for (payload, size) in [(None, 512), (Some(700), 700), (Some(4096), 1232), (Some(10), 512)] {
@@ -294,6 +297,8 @@ mod tests {
         }
     }
 
+    /// Proves RFC 1035 §4.1.1, RFC 9619: FORMERR for no question, several, or one cut off; NOTIMP for other opcodes; REFUSED for
+    /// other classes; BADVERS for a later EDNS; nothing for responses.
     #[test]
     fn what_is_no_single_question_is_refused_with_the_right_code() {
         let good = question("a.example.", Some(1232));
@@ -330,6 +335,7 @@ mod tests {
         assert!(matches!(parse(&good[..11]), Parsed::Ignored));
     }
 
+    /// Proves RFC 8914: What went wrong is said in words to clients that speak EDNS.
     #[test]
     fn an_extended_error_reaches_clients_that_speak_edns() {
         let request = understood(&question("a.example.", Some(1232)));

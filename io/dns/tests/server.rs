@@ -100,6 +100,7 @@ async fn what_does_not_fit_over_udp_comes_whole_over_tcp() {
     server.stop().await;
 }
 
+/// Proves RFC 7766: Questions on one connection are answered as their answers come.
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelined_questions_do_not_wait_for_slow_ones() {
     let dir = tempfile::tempdir().unwrap();

@@ -97,6 +97,8 @@ mod tests {
         );
     }
 
+    /// Proves pods.hostname: A pod's host name is its own choice or its name, cut to 63 bytes; with setHostnameAsFQDN and a
+    /// subdomain it is the full name.
     #[test]
     fn the_host_name_follows_the_pod() {
         let name = |pod: &str, spec: PodSpec| hostname(pod, &spec, "node1", "cluster.local", "shop");

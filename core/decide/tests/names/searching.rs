@@ -7,9 +7,10 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::{Value, json};
+use weft_decide::explain::{NameEnd, why_name};
 use weft_decide::names::{NameAnswer, NameDecision, QueryType, answer, answer_to};
-use weft_model::testing::Cluster;
-use weft_model::{Addr, Collapse};
+use weft_model::testing::{Cluster, objects};
+use weft_model::{Addr, Collapse, PodKey};
 use weft_plan::NamePlan;
 
 use super::{cluster, plan, read, rows, service, slice};
@@ -18,6 +19,12 @@ const POD: &str = "10.244.0.50";
 
 /// One pod in `shop`, and services there and in `other`.
 fn with_pod(spec: Value, settings: impl Fn(&mut Cluster)) -> NamePlan {
+    let mut cluster = cluster_with_pod(spec);
+    settings(&mut cluster);
+    plan(&cluster)
+}
+
+fn cluster_with_pod(spec: Value) -> Cluster {
     let cluster_ip = |ip: &str| json!({"clusterIP": ip, "clusterIPs": [ip], "ports": [{"port": 80}]});
     let mut other = service("web", cluster_ip("10.96.0.7"));
     other["metadata"]["namespace"] = "other".into();
@@ -34,8 +41,8 @@ fn with_pod(spec: Value, settings: impl Fn(&mut Cluster)) -> NamePlan {
         pod["spec"][key] = value.clone();
     }
     cluster.pods = vec![read(pod)];
-    settings(&mut cluster);
-    plan(&cluster)
+    cluster.nodes = vec![objects::node("node1", &["172.30.0.11"], &["10.244.0.0/24"])];
+    cluster
 }
 
 fn client() -> Option<Addr> {
@@ -204,4 +211,27 @@ fn an_outside_name_is_asked_once() {
     let first = answer_to(&world.plan, client(), OUTSIDE, QueryType::A);
     let NameAnswer::Walk(walk) = first.answer else { panic!("the first question is not enough: {first:?}") };
     assert_eq!((walk.outside, world.asked_upstream.len()), (vec!["api.example.com".to_owned()], 1));
+}
+
+/// Proves search.why: The pod's resolver, each name of its walk with its cause, what it ends with and what may be meant.
+#[test]
+fn a_walk_is_told_name_by_name() {
+    let story = |spec: Value, name: &str| {
+        let cluster = cluster_with_pod(spec);
+        let (snapshot, pod) = (cluster.snapshot(), PodKey::new("shop", "client"));
+        why_name(&snapshot, &pod, name).unwrap()
+    };
+    let found = story(json!({}), "web.other");
+    assert_eq!(found.end, NameEnd::Addresses(vec!["10.96.0.7".parse().unwrap()]));
+    let told = found.to_string();
+    assert!(told.contains("web.other.shop.svc.cluster.local: NXDOMAIN, there is no service other"), "{told}");
+    assert!(told.contains("ndots:5") && told.contains("service other/web"), "{told}");
+    let missing = story(json!({}), "wbe.shop.svc.cluster.local.");
+    assert_eq!(missing.end, NameEnd::Missing);
+    assert!(missing.to_string().contains("is web meant?"), "{missing}");
+    let outside = story(json!({}), "api.example.com");
+    assert_eq!(outside.end, NameEnd::Upstream(vec!["api.example.com".to_owned()]));
+    assert!(outside.to_string().contains("all in one round trip"), "{outside}");
+    let other = story(json!({"dnsPolicy": "Default"}), "web");
+    assert_eq!(other.end, NameEnd::OtherServers(vec![]));
 }
