@@ -19,6 +19,7 @@ const POLICIES: usize = 10_000;
 const PODS: usize = 50_000;
 const ROUNDS: usize = 5;
 const CHANGES: usize = 500;
+const NAME_CHANGES: usize = 100;
 
 fn main() {
     let snapshot = snapshot();
@@ -38,7 +39,8 @@ fn main() {
             plan.names.names.len(),
         );
     }
-    endpoint_changes(snapshot, node);
+    endpoint_changes(snapshot.clone(), node.clone());
+    name_changes(snapshot, node);
 }
 
 /// The endpoint of one service after the other goes and comes back.
@@ -61,6 +63,53 @@ fn endpoint_changes(mut snapshot: Snapshot, node: NodeName) {
     times.sort();
     let (median, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
     println!("one endpoint change: median {median:?}, p99 {p99:?}");
+}
+
+/// Headless services of 20 endpoints come and go: changes of names and of little else.
+fn name_changes(mut snapshot: Snapshot, node: NodeName) {
+    let mut compiler = Compiler::new(node);
+    compiler.compile(&snapshot);
+    let mut times = Vec::new();
+    for number in 0..NAME_CHANGES {
+        let key = ObjectKey::new("namespace0", format!("headless{number}"));
+        let service = Service::new(key.clone(), ServiceKind::Headless);
+        let endpoints = (0..20).map(|index| Endpoint {
+            addresses: BTreeSet::from([pod_addr(number * 20 + index)]),
+            condition: EndpointCondition::Ready,
+            hostname: Some(format!("h{index}")),
+            node: None,
+            zone: None,
+            target: None,
+            hints: Default::default(),
+            weight: Default::default(),
+        });
+        let slice = EndpointSlice {
+            service: key.clone(),
+            name: key.name.to_string(),
+            family: Family::V4,
+            ports: vec![("peer".to_owned(), Protocol::TCP, Port(7000))],
+            endpoints: endpoints.collect(),
+        };
+        snapshot.slices.insert(key.clone(), slice);
+        compiler.compile(&snapshot.clone());
+        snapshot.services.insert(key.clone(), service);
+        let start = Instant::now();
+        let compiled = compiler.compile(&snapshot.clone());
+        times.push(start.elapsed());
+        assert!(
+            compiled
+                .plan
+                .names
+                .names
+                .contains_key(&format!("h0.headless{number}.namespace0.svc.cluster.local"))
+        );
+        snapshot.services.remove(&key);
+        snapshot.slices.remove(&key);
+        compiler.compile(&snapshot.clone());
+    }
+    times.sort();
+    let (median, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    println!("a new headless service: median {median:?}, p99 {p99:?}");
 }
 
 fn v4(a: u8, b: u8, number: usize) -> Addr {

@@ -11,6 +11,8 @@ mod control;
 mod entry;
 mod fair;
 mod forward;
+#[cfg(test)]
+mod fuzz;
 mod handover;
 mod index;
 mod metrics;
