@@ -29,7 +29,8 @@ fn ask_all(server: SocketAddr, progress: &AtomicUsize) -> BTreeSet<u16> {
             let sent = progress.load(Ordering::SeqCst) as u16;
             (0..=sent).filter(|id| !answered.contains(id)).collect::<Vec<_>>()
         };
-        let length = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{error}: {:?}", missing(answered)));
+        let length =
+            socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{error}: {:?}", missing(answered)));
         let reply = Message::from_vec(&buffer[..length]).unwrap();
         assert_eq!((reply.metadata.response_code, reply.answers.len()), (ResponseCode::NoError, 1));
         assert!(answered.insert(reply.metadata.id), "one answer for each question");
