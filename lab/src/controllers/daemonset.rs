@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetSpec, DaemonSetStatus};
+use k8s_openapi::api::apps::v1::{
+    ControllerRevision, DaemonSet, DaemonSetSpec, DaemonSetStatus, RollingUpdateDaemonSet,
+};
 use k8s_openapi::api::core::v1::{
     Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
 };
@@ -105,13 +107,12 @@ impl<'a> View<'a> {
         let mut effects = Vec::new();
         for (node, pods) in &self.pods {
             let stays = self.wanted.contains(node);
-            let mut kept = false;
+            let mut kept = BTreeSet::new();
             for pod in pods.iter().filter(|pod| !meta::is_terminating(&pod.metadata)) {
-                // One that ended is made anew; of two, one is too many.
-                if !stays || pods::is_finished(pod) || kept {
+                // One that ended is made anew; of two, one is too many, unless it is there to take the other's place.
+                let takes_over = self.surge() > 0 && self.is_updated(pod);
+                if !stays || pods::is_finished(pod) || !kept.insert(takes_over) {
                     effects.push(self.delete(pod));
-                } else {
-                    kept = true;
                 }
             }
         }
@@ -121,18 +122,53 @@ impl<'a> View<'a> {
         effects
     }
 
-    /// Pods of an older version, as many at once as nodes may be without one.
+    fn rolling(&self) -> Option<&RollingUpdateDaemonSet> {
+        self.spec.update_strategy.as_ref()?.rolling_update.as_ref()
+    }
+
+    fn total(&self) -> i32 {
+        count(self.wanted.iter())
+    }
+
+    /// How many nodes may have a pod of each version at once.
+    fn surge(&self) -> i32 {
+        let given = self.rolling().and_then(|rolling| rolling.max_surge.as_ref());
+        meta::share(given, self.total(), Round::Up, &IntOrString::Int(0))
+    }
+
     fn replace_old(&self) -> Vec<Effect> {
-        let strategy = self.spec.update_strategy.as_ref();
-        if strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("OnDelete") {
-            return Vec::new();
+        let strategy = self.spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref());
+        match self.surge() {
+            _ if strategy == Some("OnDelete") => Vec::new(),
+            0 => self.replace_in_place(),
+            surge => self.replace_by_surge(surge),
         }
-        let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
-        let total = i32::try_from(self.wanted.len()).unwrap_or(i32::MAX);
+    }
+
+    /// The old pod stays until the new one serves; one that does not serve anyway costs nothing to replace.
+    fn replace_by_surge(&self, surge: i32) -> Vec<Effect> {
+        let (mut effects, mut candidates, mut surging) = (Vec::new(), Vec::new(), 0);
+        for node in &self.wanted {
+            let active = || self.pods.get(node).into_iter().flatten().filter(|pod| pods::is_active(pod));
+            let Some(old) = active().find(|pod| !self.is_updated(pod)) else { continue };
+            match active().find(|pod| self.is_updated(pod)) {
+                Some(new) if self.serves(new) => effects.push(self.delete(old)),
+                Some(_) => surging += 1,
+                None if self.serves(old) => candidates.push(node),
+                None => effects.push(self.create(node)),
+            }
+        }
+        let more = usize::try_from(surge - surging).unwrap_or_default();
+        effects.extend(candidates.into_iter().take(more).map(|node| self.create(node)));
+        effects
+    }
+
+    /// Pods of an older version, as many at once as nodes may be without one.
+    fn replace_in_place(&self) -> Vec<Effect> {
         let one = IntOrString::Int(1);
-        let may_miss =
-            meta::share(rolling.and_then(|r| r.max_unavailable.as_ref()), total, Round::Up, &one).max(1);
-        let mut missing = total - self.serving();
+        let given = self.rolling().and_then(|rolling| rolling.max_unavailable.as_ref());
+        let may_miss = meta::share(given, self.total(), Round::Up, &one).max(1);
+        let mut missing = self.total() - self.serving();
         let mut old: Vec<&Arc<Pod>> =
             self.on_wanted().filter(|pod| pods::is_active(pod) && !self.is_updated(pod)).collect();
         // Those that do not serve anyway go first and cost nothing.
@@ -149,11 +185,17 @@ impl<'a> View<'a> {
         effects
     }
 
+    /// The pod that counts on each node: of two, the one that serves, and the newer of equals.
     fn on_wanted(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        let best = |pods: &'_ Vec<Arc<Pod>>| {
+            let active = pods.iter().enumerate().filter(|(_, pod)| pods::is_active(pod));
+            let best = active.max_by_key(|(_, pod)| (self.serves(pod), self.is_updated(pod)));
+            best.map_or(0, |(index, _)| index)
+        };
         self.pods
             .iter()
             .filter(|(node, _)| self.wanted.contains(*node))
-            .filter_map(|(_, pods)| pods.iter().find(|pod| pods::is_active(pod)).or(pods.first()))
+            .filter_map(move |(_, pods)| pods.get(best(pods)))
     }
 
     fn serves(&self, pod: &Pod) -> bool {
@@ -412,6 +454,31 @@ mod tests {
             assert_eq!(status[field], 3, "{field}");
         }
         assert_eq!(status["numberUnavailable"], 0);
+    }
+
+    #[test]
+    fn with_a_surge_no_node_is_without_a_pod_that_serves() {
+        let surging = json!({"spec": {"updateStrategy": {"type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": 2, "maxUnavailable": 0}}}});
+        let mut model = Model::new(three(), surging);
+        model.look();
+        model.run();
+        let newer = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "v2"}]}}}});
+        merge(&mut model.set, newer);
+        let mut steps = Vec::new();
+        for _ in 0..5 {
+            steps.push(model.look());
+            for node in ["a", "b", "c"] {
+                let here = |pod: &&Value| home(&parse((*pod).clone())) == Some(node);
+                let ready = |pod: &&Value| pod["status"]["conditions"][0]["status"] == "True";
+                assert!(model.pods.iter().filter(here).any(|pod| ready(&pod)), "{node} after {steps:?}");
+            }
+            assert_eq!(model.look(), (0, 0), "it waits for those it made");
+            model.run();
+        }
+        assert_eq!(steps, [(2, 0), (1, 2), (0, 1), (0, 0), (0, 0)]);
+        assert!(model.pods.iter().all(|pod| pod["spec"]["containers"][0]["image"] == "v2"));
+        assert_eq!(model.set["status"]["updatedNumberScheduled"], 3);
     }
 
     #[test]
