@@ -4,8 +4,11 @@
 #include "lib/from_tunnel.h"
 
 #define PACKET_FOR_US 0
+#define PACKET_FOR_OTHERS 3
 /* Its destination is no pod of this node; not one of the actions that a program may return. */
 #define NOT_FOR_POD (-3)
+/* It is now one to a pod, and answers what that has sent to outside. */
+#define BACK_TO_POD (-5)
 
 static __always_inline int to_node(struct __sk_buff *skb)
 {
@@ -59,7 +62,8 @@ static __noinline int from_net_known(struct __sk_buff *skb)
     return bpf_redirect_peer(to->ifindex, 0);
 }
 
-/* The general way: any packet at all. `flow_flags` are those of a packet that was translated, and whose source has been looked at. */
+/* The general way: any packet at all. `flow_flags`, with FLOW_BACK, are those of a packet that was translated, and whose source has
+ * been looked at. */
 __noinline int from_net_any(struct __sk_buff *skb, __u32 flow_flags)
 {
     struct packet packet = {.flow_flags = flow_flags};
@@ -85,7 +89,7 @@ __noinline int from_net_any(struct __sk_buff *skb, __u32 flow_flags)
     }
     if (is_denial(verdict.reason))
         return refuse(skb, &packet, WEFT_HOOK_FROM_NET, &verdict);
-    if (verdict.flags & WEFT_FLOW_NAT && !flow_flags)
+    if (verdict.flags & WEFT_FLOW_NAT && !(flow_flags & WEFT_FLOW_NAT))
         return ANSWERS | verdict.reason;
     if (packet.hop_limit <= 1)
         to_node(skb);
@@ -134,16 +138,26 @@ static __always_inline int refuse_aloud(struct __sk_buff *skb, const struct pack
                                                       : bpf_redirect_neigh(weft_config.uplink_ifindex, NULL, 0, 0);
 }
 
-/* Unchanged to the backend's node, which chooses the same one. */
-static __always_inline int send_on(struct __sk_buff *skb, const struct packet *packet, const struct weft_end *backend)
+/* What no service here has. */
+static __noinline int leave_to_node(struct __sk_buff *skb, const struct packet *packet, const struct weft_end *to)
 {
-    struct verdict verdict = {.reason = WEFT_REASON_BALANCED, .to = *backend};
+    if (!is_service_address(to))
+        return to_node(skb);
+    bool has_ports = packet->protocol == PROTOCOL_TCP || packet->protocol == PROTOCOL_UDP;
+    return has_ports ? refuse_aloud(skb, packet, WEFT_REASON_NOT_TRANSLATED)
+                     : refuse_with(skb, packet, WEFT_HOOK_FROM_NET, WEFT_REASON_NOT_TRANSLATED);
+}
+
+/* Unchanged to the backend's node, which chooses the same one. */
+static __noinline int send_on(struct __sk_buff *skb, const struct packet *packet, const struct weft_end *backend, __u8 reason)
+{
+    struct verdict verdict = {.reason = reason, .to = *backend};
     if (backend->kind != WEFT_END_REMOTE && backend->kind != WEFT_END_REMOTE_POD)
         return refuse_with(skb, packet, WEFT_HOOK_FROM_NET, WEFT_REASON_ROUTE_MISSING);
     return send_remote(skb, packet, WEFT_HOOK_FROM_NET, &verdict);
 }
 
-/* A packet of a translated connection. NOT_KNOWN: it is now one to a pod of this node. */
+/* A packet of a translated connection. NOT_KNOWN, BACK_TO_POD: it is now one to a pod of this node. */
 static __noinline int forward_connection(struct __sk_buff *skb, struct packet *packet, int connection,
                                               struct weft_translation *draft)
 {
@@ -152,38 +166,49 @@ static __noinline int forward_connection(struct __sk_buff *skb, struct packet *p
     if (verdict.to.kind != WEFT_END_HOST && packet->hop_limit <= 1)
         return refuse_aloud(skb, packet, WEFT_REASON_HOP_LIMIT);
     if (connection == CONNECTION_SENT_ON)
-        return send_on(skb, packet, &verdict.to);
+        return send_on(skb, packet, &verdict.to, WEFT_REASON_BALANCED);
     if (!rewrite(skb, packet, &draft->to))
         return refuse_with(skb, packet, WEFT_HOOK_FROM_NET, WEFT_REASON_MALFORMED);
     if (verdict.to.kind == WEFT_END_POD)
-        return NOT_KNOWN;
+        return draft->to.flags & WEFT_NAT_MASQUERADED ? BACK_TO_POD : NOT_KNOWN;
     if (verdict.to.kind == WEFT_END_HOST)
         return to_node(skb);
     return send_translated(skb, packet, WEFT_HOOK_FROM_NET, &verdict);
 }
 
-/* An ICMP error to the node, or to a service's address, may be about a translated packet of either direction. */
-static __noinline int forward_error(struct __sk_buff *skb, struct packet *packet)
+/* An ICMP error after its translation. */
+static __noinline int send_error(struct __sk_buff *skb, struct packet *packet, int translated)
 {
     struct verdict verdict = {.reason = WEFT_REASON_RELATED};
+    if (translated == TRANSLATION_BROKEN)
+        return refuse_with(skb, packet, WEFT_HOOK_FROM_NET, WEFT_REASON_MALFORMED);
+    resolve(&packet->destination, &verdict.to);
+    if (verdict.to.kind == WEFT_END_POD)
+        return translated == TRANSLATED_BACK ? BACK_TO_POD : NOT_KNOWN;
+    if (verdict.to.kind == WEFT_END_HOST)
+        return to_node(skb);
+    return send_translated(skb, packet, WEFT_HOOK_FROM_NET, &verdict);
+}
+
+/* About what a backend elsewhere has answered itself. */
+static __noinline int send_error_on(struct __sk_buff *skb, struct packet *packet, const struct weft_end *to)
+{
+    struct weft_end backend = {};
+    return find_sent_on(skb, packet, &backend) ? send_on(skb, packet, &backend, WEFT_REASON_RELATED) : leave_to_node(skb, packet, to);
+}
+
+/* An ICMP error to the node, or to a service's address, may be about a translated packet of either direction. */
+static __noinline int forward_error(struct __sk_buff *skb, struct packet *packet, const struct weft_end *to)
+{
     if (packet->hop_limit <= 1 || is_spoofed_client(skb, packet))
         return to_node(skb);
     int translated = translate_error(skb, packet, ERROR_ABOUT_REPLY);
     if (translated == NOT_TRANSLATED)
         translated = translate_error(skb, packet, ERROR_ABOUT_REQUEST);
-    if (translated == NOT_TRANSLATED)
-        return to_node(skb);
-    if (translated == TRANSLATION_BROKEN)
-        return refuse_with(skb, packet, WEFT_HOOK_FROM_NET, WEFT_REASON_MALFORMED);
-    resolve(&packet->destination, &verdict.to);
-    if (verdict.to.kind == WEFT_END_POD)
-        return NOT_KNOWN;
-    if (verdict.to.kind == WEFT_END_HOST)
-        return to_node(skb);
-    return send_translated(skb, packet, WEFT_HOOK_FROM_NET, &verdict);
+    return translated == NOT_TRANSLATED ? send_error_on(skb, packet, to) : send_error(skb, packet, translated);
 }
 
-/* What is not for a pod: for a frontend, of a translated connection, or the stack's. NOT_KNOWN: it is now one to a pod. */
+/* What is not for a pod: for a frontend, of a translated connection, or the stack's. NOT_KNOWN, BACK_TO_POD: it is now one to a pod. */
 __noinline int from_net_edge(struct __sk_buff *skb)
 {
     struct packet packet = {};
@@ -193,30 +218,35 @@ __noinline int from_net_edge(struct __sk_buff *skb)
     resolve(&packet.destination, &to);
     if (to.kind == WEFT_END_OWN_PODS)
         return refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, WEFT_REASON_NO_SUCH_POD);
-    bool has_ports = packet.is_v6 || packet.protocol == PROTOCOL_TCP || packet.protocol == PROTOCOL_UDP || packet.protocol == PROTOCOL_ICMP;
-    if (!has_ports || is_link_local(&packet.destination) || parse_transport(skb, &packet) || is_tunnels(&packet))
+    if (is_link_local(&packet.destination) || parse_transport(skb, &packet) || is_tunnels(&packet))
         return to_node(skb);
     if (packet.fragment != FRAGMENT_WHOLE && complete_fragment(&packet))
         return to_node(skb);
     if (packet.is_icmp_error)
-        return forward_error(skb, &packet);
-    if (packet.protocol != PROTOCOL_TCP && packet.protocol != PROTOCOL_UDP)
-        return to_node(skb);
+        return forward_error(skb, &packet, &to);
     if (is_spoofed_client(skb, &packet))
         return to_node(skb);
     int connection = find_connection(skb, &packet, to.kind, SCOPE_EDGE);
     struct weft_translation *draft = translation();
     if (connection == CONNECTION_NONE || !draft)
-        return to_node(skb);
+        return leave_to_node(skb, &packet, &to);
     if (is_denial(connection))
         return is_answered(connection) ? refuse_aloud(skb, &packet, connection)
                                        : refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, connection);
     return forward_connection(skb, &packet, connection, draft);
 }
 
+/* A bridge that floods, and a card that listens to all, bring frames that are not for this node. */
+static __always_inline bool is_for_others(struct __sk_buff *skb)
+{
+    return skb->pkt_type == PACKET_FOR_OTHERS && skb->ifindex == weft_config.uplink_ifindex;
+}
+
 SEC("tc")
 int from_net(struct __sk_buff *skb)
 {
+    if (is_for_others(skb))
+        return TO_STACK;
     int action = from_tunnel(skb);
     if (action == NOT_KNOWN)
         action = from_net_known(skb);
@@ -226,8 +256,8 @@ int from_net(struct __sk_buff *skb)
         action = from_net_any(skb, 0);
     if (action == NOT_FOR_POD) {
         action = from_net_edge(skb);
-        if (action == NOT_KNOWN)
-            action = from_net_any(skb, WEFT_FLOW_NAT);
+        if (action == NOT_KNOWN || action == BACK_TO_POD)
+            action = from_net_any(skb, action == NOT_KNOWN ? WEFT_FLOW_NAT : FLOW_BACK);
     }
     return action >= ANSWERS ? answer_translated(skb, WEFT_HOOK_FROM_NET, action & 0xff) : action;
 }

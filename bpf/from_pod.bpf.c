@@ -1,6 +1,7 @@
 /* Everything a pod sends: tcx ingress on the host side of its link. The order of the steps is docs/design/datapath.md's. */
 #include "lib/edge.h"
 #include "lib/known.h"
+#include "lib/masquerade.h"
 
 /* Its destination is neither a pod nor anything else that a service cannot have; not one of the actions that a program may return. */
 #define FOR_SERVICE (-3)
@@ -28,6 +29,8 @@ static __always_inline int forward_from_pod(struct __sk_buff *skb, const struct 
     case WEFT_END_CLUSTER_PODS:
         return refuse_with(skb, packet, WEFT_HOOK_FROM_POD, WEFT_REASON_ROUTE_MISSING);
     }
+    if (is_masqueraded(&verdict->to))
+        return LEAVES | verdict->reason;
     count(verdict->reason, 1, skb->len);
     return TO_STACK;
 }
@@ -151,5 +154,7 @@ int from_pod(struct __sk_buff *skb)
         action = from_pod_service(skb);
     if (action == STAGE_OTHER || action == STAGE_TRANSLATED)
         action = from_pod_any(skb, action);
-    return action >= ANSWERS ? answer_translated(skb, WEFT_HOOK_FROM_POD, action & 0xff) : action;
+    if (action >= ANSWERS && action < LEAVES)
+        action = answer_translated(skb, WEFT_HOOK_FROM_POD, action & 0xff);
+    return action >= LEAVES ? masquerade(skb, action & 0xff) : action;
 }

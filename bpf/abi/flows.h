@@ -32,7 +32,8 @@ struct weft_end {
     /* Of a pod's host side; 0 while there is none. */
     __u32 ifindex;
     __u32 kind;
-    /* A pod's link addresses in the order of an Ethernet header, or the next hop. */
+    /* A pod's link addresses in the order of an Ethernet header, the next hop, or outside the
+     * cluster enum weft_route_flags. */
     __u32 target[4];
 };
 

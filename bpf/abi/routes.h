@@ -10,11 +10,17 @@ enum weft_route_kind {
     WEFT_ROUTE_CLUSTER_PODS = 4,
     /* Keeps a short IPv6 prefix from matching IPv4-mapped addresses. */
     WEFT_ROUTE_NONE = 5,
+    /* Outside the cluster; the flags say what is special about it. */
+    WEFT_ROUTE_OUTSIDE = 6,
 };
 
 enum weft_route_flags {
     /* The prefix lies in the cluster's pod prefixes. */
     WEFT_ROUTE_IS_POD = 1,
+    /* It knows pods' own addresses: no packet to it is masqueraded. */
+    WEFT_ROUTE_AS_IS = 2,
+    /* Machines outside reach services there, and this node serves it. */
+    WEFT_ROUTE_IS_FRONTEND = 4,
 };
 
 /* Map `routes`: weft_prefix -> weft_route. */

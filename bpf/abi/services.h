@@ -125,10 +125,12 @@ struct weft_nat_key {
 };
 
 enum weft_nat_flags {
-    /* From the backend to the client. */
+    /* From the backend to the client, from outside to the pod. */
     WEFT_NAT_REPLY = 1,
     /* Sent on unchanged to the node of `destination`. */
     WEFT_NAT_DSR = 2,
+    /* Of a pod's connection to outside; in both entries. */
+    WEFT_NAT_MASQUERADED = 4,
 };
 
 struct weft_nat {

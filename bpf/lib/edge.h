@@ -8,8 +8,25 @@
 /* Set in what the general ways return for a packet of a flow that is translated: the rest is the verdict's reason. */
 #define ANSWERS 0x100
 
+/* Set in what they return for a packet to outside the cluster. */
+#define LEAVES 0x200
+
+/* Destinations outside that know pods' own addresses are sent to as they are. */
+static __always_inline bool is_masqueraded(const struct weft_end *to)
+{
+    return to->kind == WEFT_END_OUTSIDE && !(to->target[0] & WEFT_ROUTE_AS_IS);
+}
+
+/* Packets from outside to a port that no service has there would go round: the address leads back to this node. */
+static __always_inline bool is_service_address(const struct weft_end *to)
+{
+    return to->kind == WEFT_END_SERVICES || (to->kind == WEFT_END_OUTSIDE && to->target[0] & WEFT_ROUTE_IS_FRONTEND);
+}
+
 /* How often a free port is looked for. */
 #define PORT_TRIES 24
+/* How long a connection has to be silent before its port is taken for another, where none is free. */
+#define SPARE_AFTER (30 * SECOND)
 
 /* What `find_connection` found; numbers from WEFT_REASON_FIRST_DENIAL on are reasons. */
 enum connection {
@@ -81,16 +98,49 @@ static __always_inline bool is_same_connection(const struct weft_nat *reply, con
            same_addr(&reply->destination, &key->source) && same_addr(&reply->source, &key->destination);
 }
 
-/* Whether no data can follow on the connection whose replies `back` is for. `there` is its other entry, if it is left. */
-static __always_inline bool has_ended(const struct weft_nat *back, const struct weft_nat *there)
+/* What the draft's connection becomes on its way back, or the other way round. */
+static __always_inline void put_other(struct weft_translation *draft)
+{
+    draft->back = draft->to;
+    draft->back.source = draft->key.destination;
+    draft->back.source_port = draft->key.destination_port;
+    draft->back.destination = draft->key.source;
+    draft->back.destination_port = draft->key.source_port;
+    draft->back.flags ^= WEFT_NAT_REPLY;
+    draft->back.tcp = 0;
+}
+
+/* The table may have lost one direction of a connection. The one that is left says all of it. */
+static __noinline void mend_connection(struct weft_translation *draft)
+{
+    if (!draft || draft->to.flags & WEFT_NAT_DSR)
+        return;
+    other_key(&draft->to, draft->key.protocol, &draft->other);
+    if (bpf_map_lookup_elem(&nat, &draft->other))
+        return;
+    put_other(draft);
+    bpf_map_update_elem(&nat, &draft->other, &draft->back, BPF_NOEXIST);
+}
+
+/* Whether the connection whose replies `back` is for may be given up for another: no data can follow on it, or it is silent, and was
+ * never established or is closing. `there` is its other entry, if it is left. */
+static __always_inline bool is_spare(const struct weft_nat *back, const struct weft_nat *there)
 {
     __u8 both = WEFT_FLOW_FIN_OPENER | WEFT_FLOW_FIN_RESPONDER, tcp = back->tcp | (there ? there->tcp : WEFT_FLOW_FIN_OPENER);
-    return tcp & WEFT_FLOW_RESET || (tcp & both) == both;
+    if (tcp & WEFT_FLOW_RESET || (tcp & both) == both)
+        return true;
+    __u64 last_seen = there && there->last_seen > back->last_seen ? there->last_seen : back->last_seen, now = bpf_ktime_get_coarse_ns();
+    /* The other entry may only have been evicted. */
+    bool is_open = back->tcp & WEFT_FLOW_ESTABLISHED && !(back->tcp & both) && !(there && there->tcp & both);
+    return !is_open && now > last_seen && now - last_seen > SPARE_AFTER;
 }
 
 /* Whether the draft's connection now owns its reply's key. */
 static __always_inline bool claim(struct weft_translation *draft, bool from_ended)
 {
+    /* An echo's identifier is the same both ways. */
+    if (is_icmp(draft->key.protocol))
+        draft->to.destination_port = draft->to.source_port;
     other_key(&draft->to, draft->key.protocol, &draft->other);
     if (!bpf_map_update_elem(&nat, &draft->other, &draft->back, BPF_NOEXIST))
         return true;
@@ -98,7 +148,7 @@ static __always_inline bool claim(struct weft_translation *draft, bool from_ende
     /* Its own, from before the table lost the other direction. */
     if (taken && !is_same_connection(taken, &draft->key)) {
         other_key(taken, draft->key.protocol, &draft->earlier);
-        if (!from_ended || !has_ended(taken, bpf_map_lookup_elem(&nat, &draft->earlier)))
+        if (!from_ended || !is_spare(taken, bpf_map_lookup_elem(&nat, &draft->earlier)))
             return false;
         bpf_map_delete_elem(&nat, &draft->earlier);
     }
@@ -113,7 +163,7 @@ static __noinline bool claim_port(struct weft_translation *draft, __u32 hash)
     if (draft->to.source_port && claim(draft, false))
         return true;
     __u32 first = weft_config.nat_ports[0], count = weft_config.nat_ports[1] - first + 1;
-    /* Where all are taken, those of ended connections are taken over: their entries stay for a minute. */
+    /* Where all are taken, those of connections that are over or silent are taken over. */
     for (int try = 0; try < 2 * PORT_TRIES; try++) {
         /* Tries lie apart, so that neighbours do not run into each other. */
         draft->to.source_port = first + (hash + try * 127) % count;
@@ -210,13 +260,7 @@ static __noinline int open_connection(struct __sk_buff *skb, const struct packet
         return reason;
     follow_nat(packet, &draft->to);
     if (!(draft->to.flags & WEFT_NAT_DSR)) {
-        draft->back = draft->to;
-        draft->back.source = packet->destination;
-        draft->back.source_port = packet->destination_port;
-        draft->back.destination = packet->source;
-        draft->back.destination_port = packet->source_port;
-        draft->back.flags = WEFT_NAT_REPLY;
-        draft->back.tcp = 0;
+        put_other(draft);
         if (!claim_port(draft, draft->hash))
             return WEFT_REASON_NO_FREE_PORT;
     }
@@ -228,9 +272,13 @@ static __noinline int open_connection(struct __sk_buff *skb, const struct packet
 
 static __always_inline int keep_connection(const struct packet *packet, struct weft_nat *entry, struct weft_translation *draft)
 {
+    __u64 last_seen = entry->last_seen;
     follow_nat(packet, entry);
     draft->to = *entry;
-    return entry->flags & WEFT_NAT_REPLY ? CONNECTION_REPLY : entry->flags & WEFT_NAT_DSR ? CONNECTION_SENT_ON : CONNECTION_REQUEST;
+    /* Once in a tick of the clock is enough. */
+    if (entry->last_seen != last_seen)
+        mend_connection(draft);
+    return draft->to.flags & WEFT_NAT_REPLY ? CONNECTION_REPLY : draft->to.flags & WEFT_NAT_DSR ? CONNECTION_SENT_ON : CONNECTION_REQUEST;
 }
 
 static __always_inline bool has_backend(const struct weft_service *service, const struct weft_nat *entry, enum scope scope)
@@ -257,9 +305,15 @@ __noinline int find_connection(struct __sk_buff *skb, struct packet *packet, __u
         return CONNECTION_NONE;
     nat_key(packet, &draft->key);
     struct weft_nat *entry = bpf_map_lookup_elem(&nat, &draft->key);
+    bool has_service = packet->protocol == PROTOCOL_TCP || packet->protocol == PROTOCOL_UDP;
     bool asks = packet->protocol == PROTOCOL_UDP || is_opening(packet);
+    /* Pods' masqueraded packets come by here before policy. */
+    if (entry && entry->flags == WEFT_NAT_MASQUERADED)
+        entry = NULL;
     if (entry && (!asks || entry->flags & WEFT_NAT_REPLY))
         return keep_connection(packet, entry, draft);
+    if (!has_service)
+        return CONNECTION_NONE;
     const struct weft_service *service = find_service_of(packet, kind, scope);
     if (!service && entry)
         forget(&draft->key, entry, &draft->other);
@@ -328,8 +382,12 @@ __noinline int answer_translated(struct __sk_buff *skb, __u32 hook, __u32 reason
         nat_key(&packet, &key);
         struct weft_nat *entry = bpf_map_lookup_elem(&nat, &key);
         if (entry && entry->flags & WEFT_NAT_REPLY) {
-            follow_nat(&packet, entry);
-            translated = rewrite(skb, &packet, entry) ? TRANSLATED : TRANSLATION_BROKEN;
+            struct weft_translation *draft = translation();
+            if (!draft)
+                return DROP;
+            draft->key = key;
+            keep_connection(&packet, entry, draft);
+            translated = rewrite(skb, &packet, &draft->to) ? TRANSLATED : TRANSLATION_BROKEN;
         }
     }
     if (translated == TRANSLATION_BROKEN)
@@ -342,6 +400,9 @@ __noinline int answer_translated(struct __sk_buff *skb, __u32 hook, __u32 reason
         return send_translated(skb, &packet, hook, &verdict);
     if (hook != WEFT_HOOK_TO_POD && (to == WEFT_END_REMOTE || to == WEFT_END_REMOTE_POD))
         return send_remote(skb, &packet, hook, &verdict);
+    /* A pod may also speak to a backend outside without the service. */
+    if (hook == WEFT_HOOK_FROM_POD && is_masqueraded(&verdict.to))
+        return LEAVES | reason;
     count(reason, 1, skb->len);
     return TO_STACK;
 }

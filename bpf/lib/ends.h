@@ -24,6 +24,8 @@ static __always_inline void resolve_route(const struct weft_addr *addr, struct w
                 : kind == WEFT_ROUTE_SERVICES     ? WEFT_END_SERVICES
                 : kind == WEFT_ROUTE_CLUSTER_PODS ? WEFT_END_CLUSTER_PODS
                                                   : WEFT_END_OUTSIDE;
+    if (route && kind == WEFT_ROUTE_OUTSIDE)
+        end->target[0] = route->flags;
 }
 
 static __always_inline void describe_endpoint(const struct weft_endpoint *endpoint, struct weft_end *end)

@@ -13,6 +13,9 @@ struct verdict {
     struct weft_end to;
 };
 
+/* Beside enum weft_flow_flags in a packet's `flow_flags`, and of no flow: it answers a masqueraded one. */
+#define FLOW_BACK 0x80
+
 /* The entry of a packet's flow and the side the packet comes from. */
 struct found {
     struct weft_flow_key key;
@@ -169,14 +172,15 @@ static __always_inline void open_flow(struct __sk_buff *skb, const struct packet
     if (!flow)
         return;
     struct judgement judgement;
-    bool lost = !packet->flow_flags && !is_opening(packet) && answers_lost(packet), opened_by_b = found->from_b != lost;
+    bool lost = !(packet->flow_flags & WEFT_FLOW_NAT) && !is_opening(packet) && answers_lost(packet);
+    bool back = lost || packet->flow_flags & FLOW_BACK, opened_by_b = found->from_b != back;
     struct pair pair = {
-        .opener = lost ? &packet->destination : &packet->source,
-        .responder = lost ? &packet->source : &packet->destination,
-        .port = lost ? packet->source_port : packet->destination_port,
+        .opener = back ? &packet->destination : &packet->source,
+        .responder = back ? &packet->source : &packet->destination,
+        .port = back ? packet->source_port : packet->destination_port,
         .protocol = packet->protocol,
     };
-    judge(&pair, lost ? ends->receiver : ends->sender, lost ? ends->sender : ends->receiver, &judgement);
+    judge(&pair, back ? ends->receiver : ends->sender, back ? ends->sender : ends->receiver, &judgement);
     verdict->reason = judgement.reason;
     verdict->egress_rule = judgement.egress_rule;
     verdict->ingress_rule = judgement.ingress_rule;
@@ -190,14 +194,13 @@ static __always_inline void open_flow(struct __sk_buff *skb, const struct packet
     flow->ends[1] = found->from_b ? ends->source : verdict->to;
     see(flow);
     flow->created = flow->last_seen;
-    flow->packets[lost] = 1;
-    flow->bytes[lost] = skb->len;
+    flow->packets[back] = 1;
+    flow->bytes[back] = skb->len;
     flow->epoch = current_epoch();
-    flow->flags = (opened_by_b ? WEFT_FLOW_OPENED_BY_B : 0) | packet->flow_flags;
-    if (lost) {
-        flow->flags |= WEFT_FLOW_NAT;
+    flow->flags = (opened_by_b ? WEFT_FLOW_OPENED_BY_B : 0) | (lost ? WEFT_FLOW_NAT : packet->flow_flags & WEFT_FLOW_NAT);
+    if (back) {
         flow->tcp = packet->protocol == PROTOCOL_TCP ? WEFT_FLOW_ESTABLISHED : 0;
-        verdict->flags = flow->flags;
+        verdict->flags = lost ? flow->flags : 0;
         verdict->reason = WEFT_REASON_REPLY;
     }
     if (!put_flow(found, flow)) {
@@ -223,7 +226,7 @@ static __always_inline void follow_flow(struct __sk_buff *skb, const struct pack
     verdict->to = from_b ? flow->ends[0] : flow->ends[1];
     if (!from_opener)
         verdict->reason = WEFT_REASON_REPLY;
-    flow->flags |= packet->flow_flags;
+    flow->flags |= packet->flow_flags & WEFT_FLOW_NAT;
     verdict->flags = flow->flags;
     see(flow);
     if (from_opener) {

@@ -21,6 +21,7 @@ impl RouteKind {
     pub const SERVICES: u8 = 3;
     pub const CLUSTER_PODS: u8 = 4;
     pub const NONE: u8 = 5;
+    pub const OUTSIDE: u8 = 6;
 }
 
 /// Bits of `enum weft_route_flags`.
@@ -28,4 +29,6 @@ pub struct RouteFlags;
 
 impl RouteFlags {
     pub const IS_POD: u8 = 1;
+    pub const AS_IS: u8 = 2;
+    pub const IS_FRONTEND: u8 = 4;
 }

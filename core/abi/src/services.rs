@@ -173,6 +173,7 @@ pub struct NatFlags;
 impl NatFlags {
     pub const REPLY: u8 = 1;
     pub const DSR: u8 = 2;
+    pub const MASQUERADED: u8 = 4;
 }
 
 impl From<&Frontend> for ServiceKey {

@@ -13,6 +13,8 @@ use crate::sockets::unspecified;
 /// How often a free port is looked for.
 const PORT_TRIES: u32 = 24;
 const TRIES_APART: u32 = 127;
+/// Seconds that a connection has to be silent before its port is taken for another, where none is free.
+const SPARE_AFTER: u64 = 30;
 
 /// Where a client's last connection to a service went.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +44,7 @@ pub(crate) enum Connection {
     Refused(Reason),
 }
 
-/// A TCP segment or datagram, with its ports, that is not for a pod of this node.
+/// A packet, with its ports, that is not for a pod of this node.
 pub(crate) fn find_connection(
     plan: &NodePlan,
     flows: &mut impl FlowTable,
@@ -52,10 +54,14 @@ pub(crate) fn find_connection(
     scope: Scope,
 ) -> Connection {
     let key = NatKey::of(packet, body);
-    let entry = flows.nat(&key);
+    // Pods' masqueraded packets come by here before policy.
+    let entry = flows.nat(&key).filter(|entry| entry.kind != NatKind::Masqueraded);
     let asks = body.protocol == Protocol::UDP || body.tcp.opens();
-    if let Some(entry) = entry.filter(|entry| !asks || entry.kind == NatKind::Reply) {
+    if let Some(entry) = entry.filter(|entry| !asks || entry.kind.is_reply()) {
         return keep(flows, at, key, entry, body);
+    }
+    if !matches!(body.protocol, Protocol::TCP | Protocol::UDP) {
+        return Connection::None;
     }
     let service = service_of(plan, packet.destination, body.protocol, body.destination_port, scope);
     let Some(service) = service else {
@@ -91,7 +97,17 @@ fn nobodys(plan: &NodePlan, destination: Addr, scope: Scope) -> Connection {
     }
 }
 
+/// The table may have lost one direction of a connection. The one that is left says all of it.
+pub(crate) fn keep_other(flows: &mut impl FlowTable, key: &NatKey, entry: &NatEntry) {
+    let other = entry.other_key(key.protocol);
+    if entry.kind != NatKind::SentOn && flows.nat(&other).is_none() {
+        // Without room it is tried again with the next packet.
+        let _ = flows.put_nat(other, entry.other(key));
+    }
+}
+
 fn keep(flows: &mut impl FlowTable, at: Moment, key: NatKey, mut entry: NatEntry, body: &Body) -> Connection {
+    keep_other(flows, &key, &entry);
     entry.follow(body, at.time);
     // The entry is there, so changing it needs no room.
     let _ = flows.put_nat(key, entry);
@@ -259,8 +275,16 @@ fn put(flows: &mut impl FlowTable, key: NatKey, entry: NatEntry) -> Connection {
     }
 }
 
+/// As it is, or not at all.
+pub(crate) fn claim_once(flows: &mut impl FlowTable, key: &NatKey, entry: NatEntry) -> Option<NatEntry> {
+    [Owner::Nobody, Owner::Spare(entry.last_seen)]
+        .into_iter()
+        .any(|from| claim(flows, key, &entry, from))
+        .then_some(entry)
+}
+
 /// Two connections to one backend may not look alike there: one of them gets another port.
-fn claim_port(
+pub(crate) fn claim_port(
     flows: &mut impl FlowTable,
     key: &NatKey,
     entry: NatEntry,
@@ -270,21 +294,25 @@ fn claim_port(
     let count = u32::from(FORWARDING_PORTS[1] - FORWARDING_PORTS[0]) + 1;
     let tries = (0..2 * PORT_TRIES).map(|number| {
         let offset = hash.wrapping_add(number * TRIES_APART) % count;
-        let from = if number < PORT_TRIES { Owner::Nobody } else { Owner::Ended };
+        let from = if number < PORT_TRIES { Owner::Nobody } else { Owner::Spare(entry.last_seen) };
         (Port(FORWARDING_PORTS[0] + offset as u16), from)
     });
     let own = first.filter(|port| port.0 != 0).map(|port| (port, Owner::Nobody));
     own.into_iter().chain(tries).find_map(|(port, from)| {
-        let entry = NatEntry { source: (entry.source.0, port), ..entry };
+        let mut entry = NatEntry { source: (entry.source.0, port), ..entry };
+        // An echo's identifier is the same both ways.
+        if key.is_icmp() {
+            entry.destination.1 = port;
+        }
         claim(flows, key, &entry, from).then_some(entry)
     })
 }
 
-/// Whom a port may be taken from: where all are taken, from ended connections, whose entries stay for a minute.
+/// Whom a port may be taken from: where all are taken, from connections that are over or silent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owner {
     Nobody,
-    Ended,
+    Spare(Time),
 }
 
 /// Whether the connection now owns its reply's key.
@@ -294,27 +322,27 @@ fn claim(flows: &mut impl FlowTable, key: &NatKey, entry: &NatEntry, from: Owner
         // Its own may be left from before the table lost the other direction.
         let is_own = (taken.destination, taken.source) == (key.source, key.destination);
         let earlier = taken.other_key(key.protocol);
-        if !is_own && (from == Owner::Nobody || !has_ended(&taken, flows.nat(&earlier))) {
+        if !is_own && !is_spare(from, &taken, flows.nat(&earlier)) {
             return false;
         }
         if !is_own {
             flows.remove_nat(&earlier);
         }
     }
-    let back = NatEntry {
-        source: key.destination,
-        destination: key.source,
-        kind: NatKind::Reply,
-        tcp: Default::default(),
-        ..*entry
-    };
-    flows.put_nat(other, back).is_ok()
+    flows.put_nat(other, entry.other(key)).is_ok()
 }
 
-/// Whether no data can follow on a connection: what its replies say, and its requests, if their entry is left.
-fn has_ended(back: &NatEntry, there: Option<NatEntry>) -> bool {
+/// Whether a connection may be given up for another: no data can follow on it, or it is silent, and was never established or
+/// is closing. What its replies say, and its requests, if their entry is left.
+fn is_spare(from: Owner, back: &NatEntry, there: Option<NatEntry>) -> bool {
+    let Owner::Spare(now) = from else { return false };
     let opener_finished = there.is_none_or(|there| there.tcp.opener_finished);
-    back.tcp.reset
+    let is_over = back.tcp.reset
         || there.is_some_and(|there| there.tcp.reset)
-        || (back.tcp.responder_finished && opener_finished)
+        || (back.tcp.responder_finished && opener_finished);
+    // The other entry may only have been evicted.
+    let is_closing = back.tcp.responder_finished || there.is_some_and(|there| there.tcp.opener_finished);
+    let last_seen = there.map_or(back.last_seen, |there| back.last_seen.max(there.last_seen));
+    let is_silent = now.0 > last_seen.0 + SPARE_AFTER;
+    is_over || (is_silent && (!back.tcp.established || is_closing))
 }

@@ -3,9 +3,10 @@
 use weft_model::{Addr, Cidr, Family, PodKey, Protocol, Reason, Routing, Verdict};
 use weft_plan::{NextHop, NodePlan, RuleId};
 
-use crate::edge::{Connection, Scope, find_connection};
+use crate::edge::{Connection, Scope, find_connection, keep_other};
 use crate::flows::{FlowTable, Moment};
-use crate::nat::{NatEntry, NatKey, NatKind, translated_error};
+use crate::masquerade::{is_masqueraded, masquerade};
+use crate::nat::{NatEntry, NatKey, NatKind, sent_on, translated_error, translated_error_of};
 use crate::packets::{Body, Fragment, Packet, TcpFlags, Unreadable};
 use crate::policies::{Judgement, longest_match};
 use crate::track::{Translated, completed, is_current, track};
@@ -57,7 +58,7 @@ impl Outcome {
         self.reason.verdict()
     }
 
-    fn drop(reason: Reason) -> Self {
+    pub(crate) fn drop(reason: Reason) -> Self {
         Self { reason, egress_rule: None, ingress_rule: None, translated: None, action: Action::Drop }
     }
 
@@ -71,7 +72,7 @@ impl Outcome {
         Self { action, ..Self::drop(reason) }
     }
 
-    fn with(judgement: Judgement, action: Action) -> Self {
+    pub(crate) fn with(judgement: Judgement, action: Action) -> Self {
         let Judgement { reason, egress_rule, ingress_rule } = judgement;
         Self { reason, egress_rule, ingress_rule, translated: None, action }
     }
@@ -89,7 +90,7 @@ impl Outcome {
         }
     }
 
-    fn of(self, translated: Packet) -> Self {
+    pub(crate) fn of(self, translated: Packet) -> Self {
         Self { translated: Some(translated), ..self }
     }
 }
@@ -118,7 +119,10 @@ pub fn from_pod(
     match to_service(plan, flows, at, packet) {
         Service::None => leave_pod(plan, flows, at, packet, Translated::No),
         Service::Refused(reason) => Outcome::reject(packet, reason),
-        Service::Translated(packet) => leave_pod(plan, flows, at, &packet, Translated::Yes).of(packet),
+        Service::Translated(packet) => {
+            let outcome = leave_pod(plan, flows, at, &packet, Translated::Yes);
+            Outcome { translated: outcome.translated.or(Some(packet)), ..outcome }
+        }
     }
 }
 
@@ -136,7 +140,10 @@ fn leave_pod(
         Ok(tracked) if tracked.answers && translated == Translated::No => {
             answer(plan, flows, at, packet, tracked.judgement, Hook::FromPod)
         }
-        Ok(tracked) => Outcome::instead(forward(plan, packet), tracked.judgement),
+        Ok(tracked) => match forward(plan, packet) {
+            Ok(Action::ToNet) => masquerade(plan, flows, at, packet, tracked.judgement),
+            action => Outcome::instead(action, tracked.judgement),
+        },
     }
 }
 
@@ -176,6 +183,9 @@ fn to_service(plan: &NodePlan, flows: &mut impl FlowTable, at: Moment, packet: &
     }
 }
 
+/// Entries of what answers clients' packets, and pods' to outside.
+const ABOUT_REQUEST: [NatKind; 2] = [NatKind::Reply, NatKind::MasqueradedReply];
+
 /// Where a packet was seen that answers a translated one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Hook {
@@ -198,7 +208,7 @@ fn answer(
     let translated = match completed(flows, packet) {
         Err(_) => return Outcome::drop(Reason::Malformed),
         Ok(body) if body.quoted.is_some() && ends => None,
-        Ok(body) if body.quoted.is_some() => translated_error(flows, packet, &body, &[NatKind::Reply]),
+        Ok(body) if body.quoted.is_some() => translated_error(flows, packet, &body, &ABOUT_REQUEST),
         Ok(_) if ends && hook != Hook::ToPod => None,
         Ok(body) => reply(flows, at, packet, &body),
     };
@@ -216,6 +226,10 @@ fn answer(
             Action::ToNode(hop.clone())
         }
         _ if translated.is_some() => Action::ToNet,
+        // A pod may also speak to a backend outside without the service.
+        Place::Elsewhere if hook == Hook::FromPod && is_masqueraded(plan, packet.destination) => {
+            return masquerade(plan, flows, at, packet, judgement);
+        }
         _ => Action::ToStack,
     };
     Outcome { translated, ..Outcome::with(judgement, action) }
@@ -224,7 +238,8 @@ fn answer(
 /// What the packet becomes on its way back, if it is one of a translated connection's.
 fn reply(flows: &mut impl FlowTable, at: Moment, packet: &Packet, body: &Body) -> Option<Packet> {
     let key = NatKey::of(packet, body);
-    let mut entry = flows.nat(&key).filter(|entry| entry.kind == NatKind::Reply)?;
+    let mut entry = flows.nat(&key).filter(|entry| entry.kind.is_reply())?;
+    keep_other(flows, &key, &entry);
     entry.follow(body, at.time);
     // The entry is there, so changing it needs no room.
     let _ = flows.put_nat(key, entry);
@@ -307,7 +322,7 @@ pub fn to_net(
         return on;
     }
     if body.quoted.is_some() {
-        let translated = translated_error(flows, &packet, &body, &[NatKind::Reply]);
+        let translated = translated_error(flows, &packet, &body, &ABOUT_REQUEST);
         return Outcome { translated, ..on };
     }
     if !matches!(body.protocol, Protocol::TCP | Protocol::UDP) {
@@ -327,7 +342,7 @@ fn enter_pod(
     match track(plan, flows, at, packet, translated) {
         Err(reason) => Outcome::drop(reason),
         Ok(tracked) if tracked.judgement.is_denied() => Outcome::with(tracked.judgement, Action::Drop),
-        Ok(tracked) if tracked.answers && translated == Translated::No => {
+        Ok(tracked) if tracked.answers && translated != Translated::Yes => {
             answer(plan, flows, at, packet, tracked.judgement, Hook::FromNet)
         }
         Ok(tracked) => Outcome::with(tracked.judgement, deliver(packet)),
@@ -343,22 +358,19 @@ fn from_outside(
     packet: &Packet,
 ) -> Option<Outcome> {
     let body = packet.body.ok()?;
-    let known = [Protocol::TCP, Protocol::UDP, Protocol::ICMP].contains(&body.protocol)
-        || packet.destination.family() == Family::V6;
-    if !known || is_link_local(packet.destination) || is_tunnels(plan, &body) {
+    if is_link_local(packet.destination) || is_tunnels(plan, &body) {
         return None;
     }
     let body = completed(flows, packet).ok()?;
     if body.quoted.is_some() {
         return forward_error(plan, flows, at, arrival, packet, &body);
     }
-    if !matches!(body.protocol, Protocol::TCP | Protocol::UDP)
-        || is_spoofed_client(plan, arrival, packet.source)
-    {
+    let nobodys = || is_service_address(plan, packet.destination).then(|| refuse_unserved(packet, &body));
+    if is_spoofed_client(plan, arrival, packet.source) {
         return None;
     }
     match find_connection(plan, flows, at, packet, &body, Scope::Edge) {
-        Connection::None => None,
+        Connection::None => nobodys(),
         Connection::Refused(reason) => Some(Outcome::reject(packet, reason)),
         Connection::Of(entry) => Some(forward_connection(plan, flows, at, packet, &body, &entry)),
     }
@@ -382,7 +394,7 @@ fn forward_connection(
             _ => Outcome::drop(Reason::RouteMissing),
         };
     }
-    send_translated(plan, flows, at, entry.rewrite(packet, body), Reason::Balanced)
+    send_translated(plan, flows, at, (entry.rewrite(packet, body), entry.kind), Reason::Balanced)
 }
 
 /// An ICMP error to the node, or to a service's address, may be about a translated packet of either direction.
@@ -397,23 +409,55 @@ fn forward_error(
     if packet.hop_limit <= 1 || is_spoofed_client(plan, arrival, packet.source) {
         return None;
     }
-    let translated = translated_error(flows, packet, body, &[NatKind::Request, NatKind::Reply])?;
-    Some(send_translated(plan, flows, at, translated, Reason::Related))
+    let kinds = [NatKind::Request, NatKind::Reply, NatKind::MasqueradedReply];
+    if let Some(translated) = translated_error_of(flows, packet, body, &kinds) {
+        return Some(send_translated(plan, flows, at, translated, Reason::Related));
+    }
+    if let Some(backend) = sent_on(flows, packet, body) {
+        return Some(match place(plan, backend) {
+            Place::Remote(hop) => Outcome::because(Reason::Related, Action::ToNode(hop.clone())),
+            _ => Outcome::drop(Reason::RouteMissing),
+        });
+    }
+    is_service_address(plan, packet.destination).then(|| refuse_unserved(packet, body))
+}
+
+/// Packets from outside to a port that no service has there would go round: the address leads back to this node.
+fn is_service_address(plan: &NodePlan, addr: Addr) -> bool {
+    let mut frontends = plan.services.iter();
+    match place(plan, addr) {
+        Place::Services => true,
+        Place::Elsewhere => {
+            frontends.any(|(frontend, service)| frontend.addr == addr && service.edge.is_some())
+        }
+        _ => false,
+    }
+}
+
+fn refuse_unserved(packet: &Packet, body: &Body) -> Outcome {
+    match body.protocol {
+        Protocol::TCP | Protocol::UDP => Outcome::reject(packet, Reason::NotTranslated),
+        _ => Outcome::drop(Reason::NotTranslated),
+    }
 }
 
 fn send_translated(
     plan: &NodePlan,
     flows: &mut impl FlowTable,
     at: Moment,
-    packet: Packet,
+    (packet, kind): (Packet, NatKind),
     reason: Reason,
 ) -> Outcome {
+    let translated = if kind == NatKind::MasqueradedReply { Translated::Back } else { Translated::Yes };
     let to = place(plan, packet.destination);
     if let Some(nowhere) = leads_nowhere(to) {
         return Outcome::drop(nowhere).of(packet);
     }
     match to {
-        Place::Pod => enter_pod(plan, flows, at, &packet, Translated::Yes).of(packet),
+        Place::Pod => {
+            let outcome = enter_pod(plan, flows, at, &packet, translated);
+            Outcome { translated: outcome.translated.or(Some(packet)), ..outcome }
+        }
         Place::Host => Outcome::because(Reason::NotIsolated, Action::ToStack).of(packet),
         Place::Remote(hop) if is_cluster_pod(plan, packet.destination) => {
             Outcome::because(reason, Action::ToNode(hop.clone())).of(packet)
@@ -468,6 +512,7 @@ pub fn place(plan: &NodePlan, addr: Addr) -> Place<'_> {
 fn forward(plan: &NodePlan, packet: &Packet) -> Result<Action, Reason> {
     match place(plan, packet.destination) {
         Place::Pod => Ok(deliver(packet)),
+        Place::Elsewhere if is_masqueraded(plan, packet.destination) => Ok(Action::ToNet),
         Place::Host | Place::Elsewhere => Ok(Action::ToStack),
         Place::Remote(_) if packet.hop_limit <= 1 => Ok(Action::ToStack),
         Place::Remote(hop) => Ok(Action::ToNode(hop.clone())),

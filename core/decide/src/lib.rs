@@ -6,6 +6,7 @@ pub mod explain;
 mod flows;
 mod icmp;
 mod journey;
+mod masquerade;
 mod matrix;
 pub mod names;
 mod nat;

@@ -23,6 +23,10 @@ pub enum NatKind {
     Reply,
     /// From the client, and sent on as it is to the backend's node.
     SentOn,
+    /// From a pod to outside the cluster.
+    Masqueraded,
+    /// Back from there.
+    MasqueradedReply,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,7 +61,46 @@ impl NatKey {
     }
 }
 
+impl NatKey {
+    /// Whether its packets may get another source port on their way; ICMP echo's is its identifier.
+    pub(crate) fn has_own_port(&self) -> bool {
+        matches!(self.protocol, Protocol::TCP | Protocol::UDP) || self.is_icmp()
+    }
+
+    pub(crate) fn is_icmp(&self) -> bool {
+        matches!(self.protocol, Protocol::ICMP | Protocol::ICMPV6)
+    }
+}
+
+impl NatKind {
+    pub(crate) fn is_reply(self) -> bool {
+        matches!(self, Self::Reply | Self::MasqueradedReply)
+    }
+
+    /// Of the connection's other entry.
+    fn other(self) -> Self {
+        match self {
+            Self::Request => Self::Reply,
+            Self::Reply => Self::Request,
+            Self::SentOn => Self::SentOn,
+            Self::Masqueraded => Self::MasqueradedReply,
+            Self::MasqueradedReply => Self::Masqueraded,
+        }
+    }
+}
+
 impl NatEntry {
+    /// What the connection becomes the other way; this entry has `key`.
+    pub(crate) fn other(&self, key: &NatKey) -> Self {
+        Self {
+            source: key.destination,
+            destination: key.source,
+            kind: self.kind.other(),
+            tcp: Default::default(),
+            ..*self
+        }
+    }
+
     /// Of the packets that answer what this one makes: the connection's other entry.
     pub fn other_key(&self, protocol: Protocol) -> NatKey {
         NatKey { source: self.destination, destination: self.source, protocol }
@@ -69,7 +112,7 @@ impl NatEntry {
             return;
         }
         let flags = body.tcp;
-        let reply = self.kind == NatKind::Reply;
+        let reply = self.kind.is_reply();
         if flags.has(TcpFlags::SYN) {
             self.tcp = TcpProgress { established: reply, ..TcpProgress::default() };
         } else if (reply || self.kind == NatKind::SentOn) && flags.has(TcpFlags::ACK) {
@@ -103,6 +146,13 @@ impl NatEntry {
     }
 }
 
+/// The backend that answers the client itself, if an ICMP error is about such an answer.
+pub(crate) fn sent_on(flows: &impl FlowTable, error: &Packet, body: &Body) -> Option<Addr> {
+    let quoted = body.quoted.filter(|quoted| quoted.source == error.destination)?;
+    let entry = flows.nat(&NatKey::back(&quoted)).filter(|entry| entry.kind == NatKind::SentOn)?;
+    Some(entry.destination.0)
+}
+
 /// The ICMP error as its receiver has to see it, if it is about a packet that `kinds` of entries answer.
 pub(crate) fn translated_error(
     flows: &impl FlowTable,
@@ -110,7 +160,17 @@ pub(crate) fn translated_error(
     body: &Body,
     kinds: &[NatKind],
 ) -> Option<Packet> {
+    translated_error_of(flows, error, body, kinds).map(|(packet, _)| packet)
+}
+
+/// And which of them.
+pub(crate) fn translated_error_of(
+    flows: &impl FlowTable,
+    error: &Packet,
+    body: &Body,
+    kinds: &[NatKind],
+) -> Option<(Packet, NatKind)> {
     let quoted = body.quoted.filter(|quoted| quoted.source == error.destination)?;
     let entry = flows.nat(&NatKey::back(&quoted)).filter(|entry| kinds.contains(&entry.kind))?;
-    Some(entry.rewrite_error(error, body, &quoted))
+    Some((entry.rewrite_error(error, body, &quoted), entry.kind))
 }

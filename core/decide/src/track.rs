@@ -13,6 +13,8 @@ use crate::policies::{Judgement, judge};
 pub(crate) enum Translated {
     No,
     Yes,
+    /// It answers what a pod has sent to outside, masqueraded.
+    Back,
 }
 
 /// What is known or now decided about the packet's flow.
@@ -78,26 +80,27 @@ fn open(
     step: &Step<'_>,
 ) -> Result<Tracked, Reason> {
     let Step { packet, body, side, translated } = step;
-    let lost = *translated == Translated::No && answers_lost(flows, packet, body);
-    let mut judgement = match lost {
+    let lost = *translated != Translated::Yes && answers_lost(flows, packet, body);
+    let back = lost || *translated == Translated::Back;
+    let mut judgement = match back {
         true => judge(plan, packet.destination, packet.source, body.protocol, body.source_port),
         false => judge(plan, packet.source, packet.destination, body.protocol, body.destination_port),
     };
-    let answers = lost && !judgement.is_denied();
     if !judgement.is_denied() {
         let entry = FlowEntry {
-            opener: if lost { side.other() } else { *side },
+            opener: if back { side.other() } else { *side },
             epoch: at.epoch,
             reason: judgement.reason,
             egress_rule: judgement.egress_rule,
             ingress_rule: judgement.ingress_rule,
-            tcp: TcpProgress { established: lost && body.protocol == Protocol::TCP, ..Default::default() },
+            tcp: TcpProgress { established: back && body.protocol == Protocol::TCP, ..Default::default() },
             last_seen: at.time,
             is_translated: lost || *translated == Translated::Yes,
         };
         flows.put_flow(key, entry).map_err(|_| Reason::TableFull)?;
     }
-    if answers {
+    let answers = lost && !judgement.is_denied();
+    if back && !judgement.is_denied() {
         judgement.reason = Reason::Reply;
     }
     Ok(Tracked { judgement, answers })

@@ -214,7 +214,7 @@ fn every_destination_has_its_way() {
         |destination: &str| told(&world.send("client", &tcp((CLIENT, 4000), (destination, 80), SYN)));
     let Action::ToNode(hop) = to(REMOTE).1 else { panic!("not to a node") };
     assert_eq!((hop.node, hop.via), (NodeName::new("node2"), addr("172.30.0.12")));
-    assert_eq!(to(WORLD), (Reason::NotIsolated, Action::ToStack));
+    assert_eq!(to(WORLD), (Reason::NotIsolated, Action::ToNet));
     assert_eq!(to(NODE), (Reason::NotIsolated, Action::ToStack));
     assert_eq!(to("10.96.0.10"), (Reason::NotIsolated, Action::ToStack));
     assert_eq!(to("10.244.1.99"), dropped(Reason::NoSuchPod));
@@ -223,6 +223,29 @@ fn every_destination_has_its_way() {
     assert_eq!(to("10.96.3.4"), (Reason::NotTranslated, told_so));
     assert_eq!(to("224.0.0.251"), dropped(Reason::LinkLocal));
     assert_eq!(to("169.254.1.1"), dropped(Reason::LinkLocal));
+}
+
+#[test]
+fn outside_sees_the_node_and_its_answers_find_the_pod() {
+    let mut world = World::direct();
+    let mut sees = |pod: &str, source: (&str, u16)| {
+        let sent = world.send(pod, &tcp(source, (WORLD, 80), SYN)).translated.unwrap();
+        assert_eq!((sent.source, sent.destination), (addr(NODE), addr(WORLD)));
+        sent.body.unwrap().source_port.0
+    };
+    // Kept where it is one of the node's for this and free; the same as long as the connection lasts.
+    let ports =
+        [sees("client", (CLIENT, 50_000)), sees("server", (SERVER, 50_000)), sees("client", (CLIENT, 4000))];
+    assert_eq!((ports[0], sees("server", (SERVER, 50_000))), (50_000, ports[1]));
+    assert!(ports[1] != 50_000 && (49_152..=65_535).contains(&ports[1]) && ports[2] >= 49_152, "{ports:?}");
+    for (port, (to, at)) in ports.into_iter().zip([(CLIENT, 50_000), (SERVER, 50_000), (CLIENT, 4000)]) {
+        let outcome = world.arrive(Arrival::Uplink, &tcp((WORLD, 80), (NODE, port), SYN | ACK));
+        assert_eq!(told(&outcome), delivered(Reason::Reply, to));
+        let translated = outcome.translated.unwrap();
+        assert_eq!((translated.destination, translated.body.unwrap().destination_port.0), (addr(to), at));
+    }
+    let stranger = world.arrive(Arrival::Uplink, &tcp((WORLD, 81), (NODE, ports[0]), SYN | ACK));
+    assert_eq!((stranger.action, stranger.translated), (Action::ToStack, None));
 }
 
 #[test]

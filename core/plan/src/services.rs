@@ -27,9 +27,9 @@ impl fmt::Display for Frontend {
     }
 }
 
-/// First and last port of connections that are forwarded from the node's own address: above Linux's range for sockets, so
-/// that neither takes the other's.
-pub const FORWARDING_PORTS: [u16; 2] = [61_000, 65_535];
+/// First and last port of connections that are forwarded or masqueraded from the node's own address: those that are nobody's
+/// (RFC 6335, 6), which the kernel is told not to give to the node's own sockets.
+pub const FORWARDING_PORTS: [u16; 2] = [49_152, 65_535];
 
 /// Derived from the frontend, so it never depends on history.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]

@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use weft_abi::{AddrKey, EndpointKind, EndpointValue, PrefixKey};
-use weft_model::Addr;
-use weft_plan::{Changes, NodePlan};
+use weft_model::{Addr, Change};
+use weft_plan::{Changes, Frontend, NodePlan, ServicePlan};
 
 use crate::datapath::{Datapath, HeldNode, Memory};
-use crate::error::{ApplyError, ReadError};
+use crate::error::{ApplyError, OpenError, ReadError};
 use crate::maps::Table;
-use crate::tables::{KernelTables, PRESENT};
+use crate::tables::{KernelTables, PRESENT, is_reached_from_outside};
 use crate::usage::{Refused, Usage};
-use crate::{masquerade, node};
+use crate::{leftovers, node};
 
 /// What one `apply` did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,12 +114,12 @@ impl Datapath {
         let node = self.apply_node(&mut memory, plan, &mut report);
         let services = self.apply_services(&mut memory, plan, &mut report);
         let announced = self.announce(plan, &mut report);
-        // A table that fails holds up neither the programs that judge by those that do not, nor masquerading. New programs
-        // take the places of those that run as soon as what they judge by is complete.
+        // A table that fails does not hold up programs that judge by others: new ones take the places of those that run as soon
+        // as what they judge by is complete.
         let attached = if node.is_ok() { self.attach(&mut memory) } else { Ok(()) };
-        let masquerade = self.masquerade(&mut memory, plan);
+        let leftovers = self.remove_leftovers(&mut memory);
         report.epoch = self.epoch()?;
-        node.and(services).and(announced).and(attached).and(masquerade)?;
+        node.and(services).and(announced).and(attached).and(leftovers)?;
         Ok(report)
     }
 
@@ -197,12 +197,13 @@ impl Datapath {
         Ok(())
     }
 
-    fn masquerade(&self, memory: &mut Memory, plan: &NodePlan) -> Result<(), ApplyError> {
-        let table = masquerade::render(&plan.settings);
-        if memory.masquerade.as_ref() != Some(&table) {
-            masquerade::install(&table)?;
-            memory.masquerade = Some(table);
+    /// Not before programs that masquerade are in force.
+    fn remove_leftovers(&self, memory: &mut Memory) -> Result<(), ApplyError> {
+        if memory.leftovers_removed || memory.attach_after_apply {
+            return Ok(());
         }
+        leftovers::remove_table().map_err(OpenError::Leftover)?;
+        memory.leftovers_removed = true;
         Ok(())
     }
 
@@ -281,7 +282,14 @@ impl HeldNode {
             && held.routes.is_same(&plan.routes)
             && held.announced == plan.announced
             && held.settings == plan.settings;
-        !same || self.links != links
+        // Only addresses that come or go; one of two ports is no less rare.
+        let is_address = |change: Change<'_, Frontend, ServicePlan>| {
+            let at = |service: Option<&ServicePlan>| {
+                service.is_some_and(|service| is_reached_from_outside(change.key, service))
+            };
+            at(change.before) != at(change.after)
+        };
+        !same || self.links != links || plan.services.changes(&held.services).any(is_address)
     }
 }
 

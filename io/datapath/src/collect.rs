@@ -36,9 +36,12 @@ impl Datapath {
         let nat = &self.maps().nat;
         let entries: HashMap<NatKey, NatValue> = nat.read_many()?.into_iter().collect();
         for (key, entry) in entries.iter().filter(|(key, entry)| is_over(&entries, key, entry, now)) {
-            // It may have come back to life since it was read.
-            let still = nat.get(key)?.is_some_and(|value| value.last_seen == entry.last_seen);
-            if still {
+            // Either direction may have come back to life since it was read, and the one that is left would then lack this.
+            let is_unused = |key: &NatKey| -> Result<bool, ReadError> {
+                let last_seen = entries.get(key).map(|value| value.last_seen);
+                Ok(nat.get(key)?.is_none_or(|value| Some(value.last_seen) == last_seen))
+            };
+            if is_unused(key)? && is_unused(&entry.other_key(key.protocol))? {
                 // What cannot be removed now is tried again the next time.
                 let _ = nat.remove(&[*key], &|_| "translated connection".to_owned());
             }

@@ -18,15 +18,16 @@ use weft_model::{Family, Routing};
 use weft_plan::{FORWARDING_PORTS, NodePlan, NodeSettings};
 
 use crate::error::{ApplyError, OpenError};
+use crate::leftovers;
 use crate::links::{self, Place};
 use crate::maglev::MaglevTables;
 use crate::maps::{KernelWrites, Table, Writes};
-use crate::masquerade;
 use crate::netlink::Netlink;
 use crate::netns::netns_cookie;
 use crate::node::{self, Ports};
 use crate::pods::{DEVICE_PREFIX, PodLink, pod_links};
 use crate::programs::Programs;
+use crate::reserved;
 use crate::service_state::ServiceState;
 use crate::tables::KernelTables;
 use crate::usage::{Refused, Usage};
@@ -122,7 +123,7 @@ pub(crate) struct Memory {
     /// Said already.
     pub refused: Vec<Refused>,
     pub usage: BTreeMap<&'static str, Usage>,
-    pub masquerade: Option<String>,
+    pub leftovers_removed: bool,
     /// Programs wait for their first plan, because their maps are empty.
     pub attach_after_apply: bool,
 }
@@ -192,10 +193,8 @@ impl Datapath {
         for assigned in netlink.addresses()?.into_iter().filter(|assigned| assigned.is_ours) {
             netlink.remove_address(assigned.index, assigned.addr)?;
         }
-        match masquerade::remove() {
-            Err(crate::error::MasqueradeError::NotInstalled) => Ok(()),
-            result => Ok(result?),
-        }
+        reserved::release()?;
+        leftovers::remove_table().map_err(OpenError::Leftover)
     }
 
     pub fn config(&self) -> &Config {

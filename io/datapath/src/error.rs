@@ -39,20 +39,10 @@ pub enum OpenError {
     Load { message: String },
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    #[error(transparent)]
-    Masquerade(#[from] MasqueradeError),
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum MasqueradeError {
     #[error(
-        "nft is not installed: pods cannot reach addresses outside the cluster; install Debian's package nftables"
+        "the nftables table \"inet weft\" of an older Weft cannot be removed: {0}; nft delete table inet weft does so"
     )]
-    NotInstalled,
-    #[error("nft could not be run: {0}")]
-    Run(io::Error),
-    #[error("nft refused the table \"inet weft\": {0}")]
-    Refused(String),
+    Leftover(io::Error),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +57,6 @@ pub enum ApplyError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    #[error(transparent)]
-    Masquerade(#[from] MasqueradeError),
     #[error(transparent)]
     Open(#[from] OpenError),
 }

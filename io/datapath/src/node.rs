@@ -10,6 +10,7 @@ use weft_plan::NodePlan;
 use crate::device::{Device, Preference};
 use crate::error::{NetlinkError, OpenError};
 use crate::netlink::Netlink;
+use crate::reserved;
 use crate::routes::Route;
 
 pub(crate) const TUNNEL: &str = "weft_vx";
@@ -32,6 +33,7 @@ pub(crate) fn prepare(netlink: &Netlink, uplink: &str, routing: Routing) -> Resu
     }
     write_sysctl("net/ipv4/ip_forward", "1")?;
     write_sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    reserved::reserve()?;
     netlink.set_up(LOOPBACK)?;
     let tunnel = match routing {
         Routing::Direct => {

@@ -8,7 +8,7 @@ use weft_abi::{
     PolicyValue, PrefixKey, RouteFlags, RouteKind, RouteValue, ServiceKey, ServiceValue, SourceKey,
 };
 use weft_model::{Addr, Cidr};
-use weft_plan::{EndpointPlan, NodePlan};
+use weft_plan::{EndpointPlan, Exposure, Frontend, NodePlan, ServicePlan};
 
 use crate::pods::PodLink;
 use crate::service_entries::{self, Hashing, ListEntries, Localhost, lists_of};
@@ -111,12 +111,30 @@ impl KernelTables {
             }
             earlier.extend(uncovered);
         }
+        self.add_outside(plan, &earlier);
         // In sixteen bytes a short IPv6 prefix covers all of IPv4.
         let all_v4 =
             Cidr::around(Addr::from(std::net::Ipv4Addr::UNSPECIFIED), 0).expect("no bits are within range");
         self.routes
             .entry(all_v4.into())
             .or_insert(RouteValue { kind: RouteKind::NONE, ..Default::default() });
+    }
+
+    /// What is special about addresses outside the cluster's prefixes.
+    fn add_outside(&mut self, plan: &NodePlan, inside: &[Cidr]) {
+        let as_is = &plan.settings.cluster_cidrs;
+        let is_inside = |prefix: Cidr| inside.iter().any(|before| before.covers(prefix));
+        let value = |flags| RouteValue { kind: RouteKind::OUTSIDE, flags, ..Default::default() };
+        for prefix in as_is.iter().filter(|prefix| !is_inside(**prefix)) {
+            self.routes.insert((*prefix).into(), value(RouteFlags::AS_IS));
+        }
+        let frontends =
+            plan.services.iter().filter(|(frontend, service)| is_reached_from_outside(frontend, service));
+        for addr in frontends.map(|(frontend, _)| frontend.addr).filter(|addr| !is_inside(Cidr::host(*addr)))
+        {
+            let known = if as_is.iter().any(|prefix| prefix.contains(addr)) { RouteFlags::AS_IS } else { 0 };
+            self.routes.insert(Cidr::host(addr).into(), value(known | RouteFlags::IS_FRONTEND));
+        }
     }
 
     fn add_services(&mut self, plan: &NodePlan) {
@@ -139,6 +157,13 @@ impl KernelTables {
             self.maglev.extend(entries.table.map(|table| (id, table)));
         }
     }
+}
+
+/// At an address of its own, and no node's.
+pub(crate) fn is_reached_from_outside(frontend: &Frontend, service: &ServicePlan) -> bool {
+    service.edge.is_some()
+        && service.exposure != Exposure::NodePort
+        && !frontend.addr.to_ip().is_unspecified()
 }
 
 pub(crate) fn localhost(plan: &NodePlan) -> Localhost {

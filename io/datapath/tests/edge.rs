@@ -388,6 +388,92 @@ fn connections_outlive_the_agent() {
     }
 }
 
+#[test]
+fn ports_that_no_service_has_are_refused_at_its_address() {
+    let mut fabric = Fabric::new(1, Routing::Direct);
+    let pod = fabric.nodes[0].add_pod(2);
+    expose(&mut fabric, SNAT, &[(pod.v4, 8080)], &[(pod.v6, 8080)]);
+    fabric.apply_all();
+    route_outside(&fabric);
+    fabric.outside.ip(&format!("route add 10.96.0.0/16 via {}", node_v4(1)));
+    fabric.outside.ip(&format!("route add fd00:10:96::/112 via {}", node_v6(1)));
+    for to in [LB_V4, LB_V6, "10.96.77.7", "fd00:10:96::77"] {
+        let refused = connect(&fabric.outside, addr(to), 81, PATIENCE).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{to}");
+        assert!(refuses_datagrams(&fabric.outside, addr(to), 81), "datagram to {to}");
+    }
+    let dropped = || {
+        let counters = fabric.nodes[0].with(|datapath| datapath.counters()).unwrap();
+        counters.reasons[&Reason::NotTranslated].packets
+    };
+    // An echo is not answered, and does not go round.
+    let before = dropped();
+    for to in [LB_V4, "10.96.77.7"] {
+        let (_, sent) = support::try_ping(&fabric.outside, addr(to), Duration::from_millis(100));
+        assert!(sent, "{to}");
+    }
+    assert_eq!(dropped(), before + 2, "each came by once");
+}
+
+/// Tells the sender of `quoted` that no more than `mtu` bytes pass.
+fn tell_mtu(from: &Namespace, to: &str, mtu: u16, quoted: &[u8]) {
+    let mut message = vec![3, 4, 0, 0, 0, 0];
+    message.extend(mtu.to_be_bytes());
+    message.extend(quoted);
+    let sum = support::bytes::checksum(&[&message]);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let to: std::net::IpAddr = to.parse().unwrap();
+    from.run(move || {
+        // SAFETY: a plain system call; the descriptor becomes the socket's own.
+        let socket = unsafe {
+            <UdpSocket as std::os::fd::FromRawFd>::from_raw_fd(libc::socket(
+                libc::AF_INET,
+                libc::SOCK_RAW,
+                libc::IPPROTO_ICMP,
+            ))
+        };
+        socket.send_to(&message, (to, 0)).unwrap();
+    });
+}
+
+fn backends_elsewhere_hear_of_the_path(routing: Routing) {
+    let mut fabric = Fabric::new(2, routing);
+    let pod = fabric.nodes[1].add_pod(2);
+    expose(&mut fabric, DSR, &[(pod.v4, 8080)], &[(pod.v6, 8080)]);
+    fabric.apply_all();
+    route_outside(&fabric);
+    listen(&pod);
+    let client = fabric.outside.run(|| UdpSocket::bind("172.30.0.1:0").unwrap());
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.connect(SocketAddr::new(addr(LB_V4).to_ip(), LB_PORT)).unwrap();
+    client.send(b"?").unwrap();
+    client.recv(&mut [0; 8]).unwrap();
+    let port = client.local_addr().unwrap().port();
+    let mut quoted = vec![0x45, 0, 0x05, 0xdc, 0, 0, 0x40, 0, 63, 17, 0, 0, 203, 0, 113, 7, 172, 30, 0, 1];
+    let sum = support::bytes::checksum(&[&quoted]);
+    quoted[10..12].copy_from_slice(&sum.to_be_bytes());
+    quoted.extend(LB_PORT.to_be_bytes());
+    quoted.extend(port.to_be_bytes());
+    quoted.extend([0x05, 0xc8, 0, 0]);
+    tell_mtu(&fabric.outside, LB_V4, 1200, &quoted);
+    let route = || pod.namespace.command("ip", "route get 172.30.0.1");
+    let end = std::time::Instant::now() + PATIENCE;
+    while !route().contains("mtu 1200") && std::time::Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(route().contains("mtu 1200"), "{}", route());
+}
+
+#[test]
+fn backends_elsewhere_hear_of_the_path_direct() {
+    backends_elsewhere_hear_of_the_path(Routing::Direct);
+}
+
+#[test]
+fn backends_elsewhere_hear_of_the_path_vxlan() {
+    backends_elsewhere_hear_of_the_path(VXLAN);
+}
+
 /// The other side's next bytes.
 fn hear(stream: &mut std::net::TcpStream, wanted: &[u8]) {
     let mut got = vec![0; wanted.len()];
@@ -529,6 +615,35 @@ fn errors_about_translated_datagrams_come_back_vxlan() {
     errors_come_back(VXLAN);
 }
 
+/// All of the node's ports towards a backend, as ended connections leave them for a minute.
+fn hold_all_ports(node: &Node, backend: Addr) {
+    const ENDED: u8 = 1 | 4;
+    node.with(move |datapath| {
+        let map = datapath.programs().map("nat").unwrap();
+        for port in weft_plan::FORWARDING_PORTS[0]..=weft_plan::FORWARDING_PORTS[1] {
+            let key = weft_abi::NatKey {
+                source: backend.into(),
+                destination: node_v4(1).into(),
+                source_port: 8080,
+                destination_port: port,
+                protocol: 6,
+                reserved: [0; 3],
+            };
+            let value = weft_abi::NatValue {
+                source: addr(LB_V4).into(),
+                destination: addr("192.0.2.77").into(),
+                source_port: LB_PORT,
+                destination_port: port,
+                tcp: ENDED,
+                flags: weft_abi::NatFlags::REPLY,
+                ..Default::default()
+            };
+            map.update(bytemuck::bytes_of(&key), bytemuck::bytes_of(&value), libbpf_rs::MapFlags::ANY)
+                .unwrap();
+        }
+    });
+}
+
 #[test]
 fn short_connections_do_not_run_out_of_ports() {
     let mut fabric = Fabric::new(2, Routing::Direct);
@@ -537,10 +652,10 @@ fn short_connections_do_not_run_out_of_ports() {
     fabric.apply_all();
     route_outside(&fabric);
     listen(&pod);
-    let ports = usize::from(weft_plan::FORWARDING_PORTS[1] - weft_plan::FORWARDING_PORTS[0]) + 1;
+    hold_all_ports(&fabric.nodes[0], pod.v4);
     let target = SocketAddr::new(addr(LB_V4).to_ip(), LB_PORT);
     fabric.outside.run(move || {
-        for number in 0..ports + 500 {
+        for number in 0..1000 {
             let mut stream = std::net::TcpStream::connect_timeout(&target, PATIENCE)
                 .unwrap_or_else(|error| panic!("connection {number}: {error}"));
             stream.set_read_timeout(Some(PATIENCE)).unwrap();

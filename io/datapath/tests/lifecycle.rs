@@ -204,6 +204,31 @@ fn cleanup_leaves_nothing() {
 }
 
 #[test]
+fn what_older_agents_left_is_removed_and_ports_are_reserved_beside_others() {
+    const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+    let fabric = Fabric::new(1, Routing::Direct);
+    let node = &fabric.nodes[0];
+    let reserved = || node.namespace.run(|| std::fs::read_to_string(RESERVED).unwrap());
+    assert_eq!(reserved().trim(), "49152-65535");
+    node.namespace.run(|| std::fs::write(RESERVED, "8080,9000-9100").unwrap());
+    node.open();
+    assert_eq!(reserved().trim(), "8080,9000-9100,49152-65535");
+    node.namespace.command("nft", "add table inet weft");
+    node.namespace
+        .command("nft", "add chain inet weft postrouting { type nat hook postrouting priority srcnat; }");
+    node.namespace.command("nft", "add rule inet weft postrouting masquerade");
+    node.namespace.command("nft", "add table inet others");
+    node.open();
+    node.apply();
+    let tables = node.namespace.command("nft", "list tables");
+    assert!(tables.contains("others") && !tables.contains("weft"), "{tables}");
+    *node.datapath.lock().unwrap() = None;
+    let config = node.config.clone();
+    node.worker.run(move || Datapath::cleanup(&config).unwrap());
+    assert_eq!(reserved().trim(), "8080,9000-9100");
+}
+
+#[test]
 fn wrong_surroundings_are_named() {
     let fabric = Fabric::new(1, Routing::Direct);
     let node = &fabric.nodes[0];

@@ -29,6 +29,8 @@ const TC_REDIRECT: u32 = 7;
 const TC_DROP: u32 = 2;
 const TC_NEXT: u32 = u32::MAX;
 const ETHERNET: usize = 14;
+const UPLINK_MAC: [u8; 6] = [2, 0xff, 0, 0, 0, 1];
+const MASQUERADED_REPLY: u8 = NatFlags::MASQUERADED | NatFlags::REPLY;
 
 /// Which program a packet goes through, and by whose device.
 #[derive(Clone, Debug, PartialEq)]
@@ -410,6 +412,7 @@ fn compare_checksums(
     frame: &[u8],
     out: &[u8],
     wanted: &mut [u8],
+    translated: &Packet,
     context: &str,
 ) -> Result<(), TestCaseError> {
     let mut places: Vec<usize> = bytes::checksum_at(frame).into_iter().collect();
@@ -418,8 +421,7 @@ fn compare_checksums(
         places.push(24);
     }
     if let Some((1, at)) = bytes::transport(frame, ETHERNET)
-        && frame[at] != 8
-        && frame[at] != 0
+        && translated.body.is_ok_and(|body| body.quoted.is_some())
     {
         let length = usize::from(out[at + 8] & 0xf) * 4;
         let quoted = |frame: &[u8]| bytes::checksum(&[&frame[at + 8..at + 8 + length]]) == 0;
@@ -504,8 +506,9 @@ impl Player<'_> {
         self.links.iter().find(|link| link.device == endpoint.device).unwrap().ifindex
     }
 
-    /// As when the table is full of others.
+    /// As when the tables are full of others.
     fn lose(&mut self, choice: &prop::sample::Index) {
+        self.lose_direction(choice);
         let keys: Vec<weft_decide::FlowKey> = self.oracle.flows.keys().copied().collect();
         if keys.is_empty() {
             return;
@@ -523,11 +526,48 @@ impl Player<'_> {
         self.kernel.programs.map("flows").unwrap().delete(bytemuck::bytes_of(&key)).unwrap();
     }
 
+    /// A frame for another machine of the link.
+    fn leaves_alone(&self, frame: &[u8]) -> Result<(), TestCaseError> {
+        let mut frame = frame.to_vec();
+        frame[..6].copy_from_slice(&[2, 0xff, 0, 0, 0, 2]);
+        let (returned, out) = self.kernel.run("from_net", self.kernel.uplink, &frame);
+        prop_assert_eq!(returned, TC_NEXT);
+        prop_assert_eq!(out, frame);
+        prop_assert_eq!(self.kernel.newly_counted(), vec![]);
+        Ok(())
+    }
+
+    /// One of a translated connection's entries. The other was used a while ago.
+    fn lose_direction(&mut self, choice: &prop::sample::Index) {
+        let entries: Vec<(weft_decide::NatKey, NatEntry)> =
+            self.oracle.nat.iter().map(|(key, entry)| (*key, *entry)).collect();
+        if entries.is_empty() {
+            return;
+        }
+        let (lost, entry) = choice.get(&entries);
+        let raw = |key: &weft_decide::NatKey| NatKey {
+            source: key.source.0.into(),
+            destination: key.destination.0.into(),
+            source_port: key.source.1.0,
+            destination_port: key.destination.1.0,
+            protocol: key.protocol.0,
+            reserved: [0; 3],
+        };
+        let map = self.kernel.programs.map("nat").unwrap();
+        self.oracle.nat.remove(lost);
+        map.delete(bytemuck::bytes_of(&raw(lost))).unwrap();
+        let other = raw(&entry.other_key(lost.protocol));
+        let Some(value) = map.lookup(bytemuck::bytes_of(&other), MapFlags::ANY).unwrap() else { return };
+        let mut value: NatValue = bytemuck::pod_read_unaligned(&value);
+        value.last_seen -= 1_000_000_000;
+        map.update(bytemuck::bytes_of(&other), bytemuck::bytes_of(&value), MapFlags::ANY).unwrap();
+    }
+
     fn play(&mut self, step: &Step) -> Result<(), TestCaseError> {
         if let Some(choice) = &step.loses {
             self.lose(choice);
         }
-        let frame = match &step.follows {
+        let mut frame = match &step.follows {
             Some(follows) if !self.sent.is_empty() => {
                 follow(follows.earlier.get(self.sent.as_slice()).as_slice(), follows)
             }
@@ -540,6 +580,11 @@ impl Player<'_> {
             return Ok(());
         }
         let entry = self.entry(step, &frame);
+        if entry == Entry::FromNet(Arrival::Uplink) {
+            self.leaves_alone(&frame)?;
+            frame[..6].copy_from_slice(&UPLINK_MAC);
+        }
+        let frame = frame;
         let at = Moment { time: Time(1), epoch: Epoch(self.kernel.epoch.get()) };
         let packet = Packet::parse(&frame);
         let (plan, oracle) = (&self.plan, &mut self.oracle);
@@ -598,8 +643,8 @@ impl Player<'_> {
             Action::Drop => (TC_DROP, sent),
         };
         prop_assert_eq!(returned, action, "{}", context);
-        if expected.translated.is_some() {
-            compare_checksums(frame, out, &mut wanted, context)?;
+        if let Some(packet) = &expected.translated {
+            compare_checksums(frame, out, &mut wanted, packet, context)?;
         }
         prop_assert_eq!(hex(out), hex(&wanted), "{}", context);
         let is_v4 = frame[12..ETHERNET] == [0x08, 0x00];
@@ -630,6 +675,10 @@ impl Player<'_> {
             context
         );
         for event in events {
+            // Policy allowed it, and then there was no port to leave from.
+            if event.kind == EventKind::NewFlow && expected.reason == Reason::NoFreePort {
+                continue;
+            }
             // A flow ends with a reply or with its opener's packet, and one that was lost begins again with either: its own
             // reason is told, not the packet's.
             let is_lost = event.kind == EventKind::NewFlow && expected.reason == Reason::Reply;
@@ -712,6 +761,8 @@ fn describe_connection(key: NatKey, value: NatValue) -> String {
         0 => NatKind::Request,
         NatFlags::REPLY => NatKind::Reply,
         NatFlags::DSR => NatKind::SentOn,
+        NatFlags::MASQUERADED => NatKind::Masqueraded,
+        MASQUERADED_REPLY => NatKind::MasqueradedReply,
         flags => panic!("flags {flags}"),
     };
     let addr = |key| Addr::from(key);
@@ -808,7 +859,17 @@ fn programs_agree_with_decide() {
     for number in 0..DEVICES {
         namespace.ip(&format!("link add pod{number} type veth peer name peer{number}"));
     }
-    namespace.ip("link add uplink type veth peer name wire");
+    namespace.run(|| {
+        for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{name}"), "1").unwrap();
+        }
+    });
+    namespace.ip("link add uplink address 02:ff:00:00:00:01 type veth peer name wire");
+    // Masqueraded packets go where the node's routes lead.
+    namespace.ip("link set uplink up");
+    namespace.ip("link set wire up");
+    namespace.ip("route add default dev uplink");
+    namespace.ip("-6 route add default dev uplink");
     namespace.ip("link add tunnel type veth peer name underlay");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_owned();

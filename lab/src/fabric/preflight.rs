@@ -1,7 +1,6 @@
 //! Whether this machine can run a fabric: rights, kernel, tools and the port. Not here: whether the fabric is
 //! possible at all (`spec`).
 
-use std::ffi::OsStr;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
@@ -24,8 +23,6 @@ pub enum MachineError {
     NoBtf,
     #[error("kernel: the file system {kind} is missing; boot a kernel with {option}")]
     NoFilesystem { kind: &'static str, option: &'static str },
-    #[error("tools: {tool} is not in PATH; install it (Debian: apt-get install {package})")]
-    NoTool { tool: &'static str, package: &'static str },
     #[error("api port: {port} on 127.0.0.1 is taken; give another --api-port, or 0 for a free one")]
     PortTaken { port: u16 },
     #[error(
@@ -41,7 +38,6 @@ pub struct Machine {
     pub kernel: String,
     pub has_btf: bool,
     pub filesystems: String,
-    pub has_nft: bool,
 }
 
 impl Machine {
@@ -52,7 +48,6 @@ impl Machine {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             has_btf: Path::new(BTF).exists(),
             filesystems: read(FILESYSTEMS),
-            has_nft: in_path("nft"),
         }
     }
 
@@ -73,9 +68,6 @@ impl Machine {
                 found.push(MachineError::NoFilesystem { kind, option });
             }
         }
-        if !self.has_nft {
-            found.push(MachineError::NoTool { tool: "nft", package: "nftables" });
-        }
         found
     }
 }
@@ -95,13 +87,6 @@ fn kernel_version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-fn in_path(tool: &str) -> bool {
-    // Debian keeps nft in sbin, which sudo has in its path and a root shell may not.
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(OsStr::new).map(|d| Path::new(d).to_owned());
-    std::env::split_paths(&path).chain(usual).any(|directory| directory.join(tool).is_file())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,14 +97,13 @@ mod tests {
             kernel: "6.18.44-fc".into(),
             has_btf: true,
             filesystems: "nodev\tbpf\nnodev\tcgroup2\n\text4\n".into(),
-            has_nft: true,
         }
     }
 
     #[test]
     fn a_good_machine_has_no_problems_and_each_lack_is_named_with_its_remedy() {
         assert_eq!(good().problems(), []);
-        let cases: [(Machine, &str, &str); 7] = [
+        let cases: [(Machine, &str, &str); 6] = [
             (Machine { uid: 1000, ..good() }, "user:", "sudo"),
             (Machine { kernel: "6.5.0-1-amd64".into(), ..good() }, "6.5.0-1-amd64 is too old", "6.6"),
             (Machine { kernel: "unknown".into(), ..good() }, "kernel:", "newer kernel"),
@@ -130,7 +114,6 @@ mod tests {
                 "cgroup2",
                 "CONFIG_CGROUPS",
             ),
-            (Machine { has_nft: false, ..good() }, "nft", "apt-get install nftables"),
         ];
         for (machine, what, remedy) in cases {
             let found = machine.problems();

@@ -12,6 +12,7 @@ use super::balance::balanced;
 use super::names;
 use super::question::PortName;
 use super::{Destination, Explanation, NameEnd, Path, Question, QuestionError, Stage, Step};
+use crate::masquerade::is_masqueraded;
 use crate::reach::{Cluster, Judged, Reach, Route, Sockets};
 
 pub(super) struct Story<'c> {
@@ -268,7 +269,7 @@ impl<'c> Story<'c> {
             steps.push(self.policy(self.source, Direction::Egress, judged, &peer, protocol, port));
         }
         // A denial is no reason to stop: who mends the one wants to know of the other.
-        steps.push(route_step(way.route, &way.reach, to));
+        steps.push(route_step(self.plan, way.route, &way.reach, to));
         if let (Some(judged), Some(subject)) = (way.ingress, owner) {
             let peer = Party::Pod(self.source);
             steps.push(self.policy(subject, Direction::Ingress, judged, &peer, protocol, port));
@@ -310,7 +311,13 @@ impl<'c> Story<'c> {
     }
 }
 
-fn route_step(route: Route<'_>, reach: &Reach, to: Addr) -> Step {
+/// The address that a destination outside sees in place of the pod's.
+fn masquerading(plan: &NodePlan, to: Addr) -> Option<Addr> {
+    let own = plan.settings.node_addresses.iter().find(|own| own.family() == to.family()).copied();
+    own.filter(|_| is_masqueraded(plan, to))
+}
+
+fn route_step(plan: &NodePlan, route: Route<'_>, reach: &Reach, to: Addr) -> Step {
     let passed = |text: String| Step::passed(Stage::Route, text);
     match (route, reach) {
         (Route::Remote(hop), Reach::Denied { reason: reason @ Reason::NoSuchPod, .. }) => {
@@ -320,9 +327,16 @@ fn route_step(route: Route<'_>, reach: &Reach, to: Addr) -> Step {
         (Route::SameNode, _) => passed("a pod of the same node".to_owned()),
         (Route::OwnNode, _) => passed(format!("{to} is the pod's own node")),
         (Route::Remote(hop), _) => passed(format!("node {} through {}", hop.node, hop.via)),
-        (Route::Outside, _) => {
-            passed("outside the cluster, from the node's address; what is there is not known here".to_owned())
-        }
+        (Route::Outside, _) => passed(match masquerading(plan, to) {
+            Some(own) => {
+                format!(
+                    "outside the cluster, masqueraded as the node's address {own}; what is there is not known here"
+                )
+            }
+            None => {
+                "outside the cluster, from the pod's own address; what is there is not known here".to_owned()
+            }
+        }),
         (Route::None(reason), _) => Step::failed(Stage::Route, format!("{to}: {}", reason.text())),
     }
 }

@@ -1,7 +1,7 @@
 //! Frames as they should leave a program, written from the standards and not from the programs.
 
-use weft_decide::{Body, Fragment, Packet, Quoted, Refusal};
-use weft_model::{Addr, Family};
+use weft_decide::{Fragment, Packet, Quoted, Refusal};
+use weft_model::{Addr, Family, Protocol};
 
 const ETHERNET: usize = 14;
 const MOST_QUOTED: usize = 512;
@@ -109,21 +109,28 @@ pub fn translated(frame: &[u8], packet: &Packet) -> Vec<u8> {
     if let Some(quoted) = body.quoted {
         put_quoted(&mut out, at + 8, &quoted);
     } else if !matches!(body.fragment, Fragment::Later(_)) {
-        put_ports(&mut out, at, &body);
+        put_ports(&mut out, at, body.protocol, [body.source_port.0, body.destination_port.0]);
     }
     out
 }
 
-fn put_ports(out: &mut [u8], at: usize, body: &Body) {
-    out[at..at + 2].copy_from_slice(&body.source_port.0.to_be_bytes());
-    out[at + 2..at + 4].copy_from_slice(&body.destination_port.0.to_be_bytes());
+/// An ICMP echo has its identifier in place of both; what has no ports has none to put.
+fn put_ports(out: &mut [u8], at: usize, protocol: Protocol, ports: [u16; 2]) {
+    let [source, destination] = ports.map(u16::to_be_bytes);
+    match protocol {
+        Protocol::TCP | Protocol::UDP => {
+            out[at..at + 2].copy_from_slice(&source);
+            out[at + 2..at + 4].copy_from_slice(&destination);
+        }
+        Protocol::ICMP | Protocol::ICMPV6 if source != [0, 0] => out[at + 4..at + 6].copy_from_slice(&source),
+        _ => {}
+    }
 }
 
 fn put_quoted(out: &mut [u8], ip: usize, quoted: &Quoted) {
     let (_, at) = transport(out, ip).expect("a quotation that was read");
     put_addresses(out, ip, quoted.source, quoted.destination);
-    out[at..at + 2].copy_from_slice(&quoted.source_port.0.to_be_bytes());
-    out[at + 2..at + 4].copy_from_slice(&quoted.destination_port.0.to_be_bytes());
+    put_ports(out, at, quoted.protocol, [quoted.source_port.0, quoted.destination_port.0]);
     if quoted.source.family() == Family::V4 {
         // Compared by the caller, as other checksums are.
         out[ip + 10..ip + 12].copy_from_slice(&[0, 0]);

@@ -459,6 +459,11 @@ pub fn echo_udp(namespace: &Namespace, to: Addr, port: u16, size: usize, patienc
 
 /// An ICMP echo, through the kernel's ping sockets.
 pub fn ping(namespace: &Namespace, to: Addr) -> bool {
+    try_ping(namespace, to, PATIENCE).0
+}
+
+/// Whether it was answered, and whether it was sent.
+pub fn try_ping(namespace: &Namespace, to: Addr, patience: Duration) -> (bool, bool) {
     let (domain, protocol, request) = match to.to_ip() {
         IpAddr::V4(_) => (libc::AF_INET, libc::IPPROTO_ICMP, 8),
         IpAddr::V6(_) => (libc::AF_INET6, libc::IPPROTO_ICMPV6, 128),
@@ -468,10 +473,10 @@ pub fn ping(namespace: &Namespace, to: Addr) -> bool {
         // SAFETY: a plain system call; the descriptor becomes the socket's own.
         unsafe { UdpSocket::from_raw_fd(libc::socket(domain, libc::SOCK_DGRAM, protocol)) }
     });
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.send_to(&[request, 0, 0, 0, 0, 0, 0, 1, 42], SocketAddr::new(to.to_ip(), 0)).unwrap();
+    socket.set_read_timeout(Some(patience)).unwrap();
+    let sent = socket.send_to(&[request, 0, 0, 0, 0, 0, 0, 1, 42], SocketAddr::new(to.to_ip(), 0));
     let mut answer = [0; 64];
-    matches!(socket.recv_from(&mut answer), Ok((9, _)) if answer[8] == 42)
+    (matches!(socket.recv_from(&mut answer), Ok((9, _)) if answer[8] == 42), sent.is_ok())
 }
 
 /// What a device does for the kernel, by the number of ethtool's command.
