@@ -209,7 +209,7 @@ async fn report_changes(
     loop {
         let network = changes.borrow_and_update().clone();
         let exchange = async {
-            if network == said && !is_held_unready(api, facts, &said).await? {
+            if network == said && !is_contradicted(api, facts, &said).await? {
                 return Ok(());
             }
             report(api, facts, &network).await?;
@@ -233,7 +233,7 @@ async fn report_changes(
 
 /// Whether the API says otherwise than this kubelet did: a node whose lease ran out is marked by its controller, and
 /// only its kubelet can say that it is back.
-async fn is_held_unready(
+async fn is_contradicted(
     api: &Api<Node>,
     facts: &NodeFacts,
     said: &NetworkState,
@@ -241,9 +241,14 @@ async fn is_held_unready(
     if *said != NetworkState::Ready {
         return Ok(false);
     }
-    let conditions = api.get(&facts.name).await?.status.and_then(|status| status.conditions);
-    let mut conditions = conditions.into_iter().flatten();
-    Ok(conditions.any(|condition| condition.type_ == "Ready" && condition.status != "True"))
+    let stored = api.get(&facts.name).await?.status.unwrap_or_default();
+    Ok(contradicts(&stored, facts))
+}
+
+/// Every way to the node's pods leads by its addresses: somebody who changed them is corrected.
+fn contradicts(stored: &NodeStatus, facts: &NodeFacts) -> bool {
+    let unready = |condition: &NodeCondition| condition.type_ == "Ready" && condition.status != "True";
+    stored.conditions.iter().flatten().any(unready) || stored.addresses.as_ref() != Some(&addresses(facts))
 }
 
 fn announce(shared: &Shared, facts: &NodeFacts, before: &NetworkState, now: &NetworkState) {
@@ -278,15 +283,13 @@ async fn report(api: &Api<Node>, facts: &NodeFacts, network: &NetworkState) -> R
 
 fn status(facts: &NodeFacts, network: &NetworkState, before: &NodeStatus, now: Timestamp) -> NodeStatus {
     let quantities = facts.capacity.quantities();
-    let mut addresses: Vec<_> = facts.ips.iter().map(|ip| address("InternalIP", &ip.to_string())).collect();
-    addresses.push(address("Hostname", &facts.name));
     let own = conditions(network, before, now);
     // Others set conditions too, a network plugin for one.
     let foreign =
         before.conditions.iter().flatten().filter(|old| own.iter().all(|new| new.type_ != old.type_));
     let conditions = own.iter().chain(foreign).cloned().collect();
     NodeStatus {
-        addresses: Some(addresses),
+        addresses: Some(addresses(facts)),
         allocatable: Some(quantities.clone()),
         capacity: Some(quantities),
         conditions: Some(conditions),
@@ -296,6 +299,11 @@ fn status(facts: &NodeFacts, network: &NetworkState, before: &NodeStatus, now: T
         node_info: Some(system_info()),
         ..NodeStatus::default()
     }
+}
+
+fn addresses(facts: &NodeFacts) -> Vec<NodeAddress> {
+    let own = facts.ips.iter().map(|ip| address("InternalIP", &ip.to_string()));
+    own.chain([address("Hostname", &facts.name)]).collect()
 }
 
 fn address(kind: &str, address: &str) -> NodeAddress {
@@ -435,6 +443,17 @@ mod tests {
         assert!(!known.take(refused(), &mut failing, at(12)), "another failure has its own time");
         assert!(known.take(refused(), &mut failing, at(22)));
         assert_eq!(known, refused());
+    }
+
+    #[test]
+    fn what_others_made_of_the_status_is_noticed() {
+        let said = status(&facts(), &NetworkState::Ready, &NodeStatus::default(), Timestamp::UNIX_EPOCH);
+        assert!(!contradicts(&said, &facts()));
+        for addresses in [None, Some(vec![]), Some(vec![address("InternalIP", "zz")])] {
+            assert!(contradicts(&NodeStatus { addresses, ..said.clone() }, &facts()));
+        }
+        let refused = NetworkState::NotReady("no agent".into());
+        assert!(contradicts(&status(&facts(), &refused, &said, Timestamp::UNIX_EPOCH), &facts()));
     }
 
     #[test]
