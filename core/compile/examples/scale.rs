@@ -19,7 +19,7 @@ const POLICIES: usize = 10_000;
 const PODS: usize = 50_000;
 const ROUNDS: usize = 5;
 const CHANGES: usize = 500;
-const NAME_CHANGES: usize = 100;
+const NAME_CHANGES: usize = 10;
 
 fn main() {
     let snapshot = snapshot();
