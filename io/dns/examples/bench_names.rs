@@ -2,6 +2,8 @@
 //! Every server has the same names and the same upstream server, runs on one core, and is asked by dnsperf on another. The
 //! machine may be busy, so what counts is processor time.
 
+#[path = "bench_names/load.rs"]
+mod load;
 #[path = "bench_names/plan.rs"]
 mod plan;
 #[path = "bench_names/rivals.rs"]
@@ -39,7 +41,11 @@ fn main() -> Outcome<()> {
         ["upstream", port] => upstream(port.parse()?),
         ["serve", dir, port, upstream] => serve(Path::new(dir), port.parse()?, upstream.parse()?),
         ["memory"] => memory(),
-        ["memory", ..] => Err("bench_names memory takes no arguments".into()),
+        ["changes"] => load::changes(),
+        ["flood"] => load::flood(),
+        ["memory" | "changes" | "flood", ..] => {
+            Err("bench_names memory, changes and flood take no arguments".into())
+        }
         only => compare(only),
     }
 }
@@ -130,14 +136,14 @@ fn free_port() -> Outcome<u16> {
     Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-fn start_upstream() -> Outcome<Running> {
+pub fn start_upstream() -> Outcome<Running> {
     let port = free_port()?;
     let mut command = itself()?;
     command.args(["upstream", &port.to_string()]);
     Running::start("upstream", port, command)
 }
 
-fn start_weft(dir: &Path, upstream: u16) -> Outcome<Running> {
+pub fn start_weft(dir: &Path, upstream: u16) -> Outcome<Running> {
     let port = free_port()?;
     let mut command = itself()?;
     command.arg("serve").arg(dir).arg(port.to_string()).arg(format!("127.0.0.1:{upstream}"));

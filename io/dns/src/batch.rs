@@ -48,13 +48,15 @@ pub struct Batch {
     controls: Box<[Control]>,
     vectors: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
+    /// Headers, from the first on, that the last calls have changed.
+    used: usize,
 }
 
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 struct Control([u8; CONTROL]);
 
-// SAFETY: the pointers in `vectors` and `headers` are set anew before each use and lead to boxes of the same struct.
+// SAFETY: the pointers in `vectors` and `headers` lead to boxes of the same struct, which stay where they are.
 unsafe impl Send for Batch {}
 
 impl Batch {
@@ -70,6 +72,7 @@ impl Batch {
             controls: vec![Control([0; CONTROL]); BATCH].into(),
             vectors: vec![vector; BATCH].into(),
             headers: vec![header; BATCH].into(),
+            used: BATCH,
         }
     }
 
@@ -86,7 +89,7 @@ impl Batch {
     /// How many were received; none when there are none.
     pub fn receive(&mut self, socket: &UdpSocket, bound_to_all: bool) -> io::Result<usize> {
         self.to_send.clear();
-        for index in 0..BATCH {
+        for index in 0..self.used {
             self.vectors[index] = libc::iovec {
                 iov_base: self.questions[index].as_mut_ptr().cast(),
                 iov_len: LARGEST_QUESTION,
@@ -96,9 +99,8 @@ impl Batch {
             header.msg_namelen = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
             header.msg_iov = &raw mut self.vectors[index];
             header.msg_iovlen = 1;
-            header.msg_control =
-                if bound_to_all { self.controls[index].0.as_mut_ptr().cast() } else { ptr::null_mut() };
-            header.msg_controllen = if bound_to_all { CONTROL as _ } else { 0 };
+            header.msg_control = self.controls[index].0.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL as _;
         }
         // SAFETY: the headers lead to buffers of this struct with the lengths given, which live through the call.
         let received = unsafe {
@@ -115,6 +117,7 @@ impl Batch {
             return if error.kind() == io::ErrorKind::WouldBlock { Ok(0) } else { Err(error) };
         }
         let received = received as usize;
+        self.used = received;
         for index in 0..received {
             self.lengths[index] = (self.headers[index].msg_len as usize).min(LARGEST_QUESTION);
             let header = &self.headers[index].msg_hdr;

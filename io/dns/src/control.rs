@@ -5,12 +5,14 @@ use std::future::Future;
 use std::io::{self, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -23,6 +25,7 @@ use crate::Error;
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::plan::{Accepted, PlanHolder, Refused};
+use crate::watch_queries::Watchers;
 
 /// Parts of a message that wait to be worked on.
 const CHUNKS: usize = 16;
@@ -34,6 +37,7 @@ pub struct Control {
     pub forwarder: Arc<Forwarder>,
     pub metrics: Arc<Metrics>,
     pub listen: Vec<SocketAddr>,
+    pub watchers: Arc<Watchers>,
 }
 
 impl Control {
@@ -69,7 +73,7 @@ impl Control {
         }
     }
 
-    async fn handle(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    async fn handle(&self, request: Request<Incoming>) -> Result<Response<Reply>, Infallible> {
         let path = request.uri().path().to_owned();
         Ok(match (request.method(), path.as_str()) {
             (&Method::PUT, "/plan") => self.put_plan(request.into_body()).await,
@@ -80,22 +84,26 @@ impl Control {
                 true => text(StatusCode::OK, "ready\n".to_owned()),
                 false => text(StatusCode::SERVICE_UNAVAILABLE, "no names were received yet\n".to_owned()),
             },
+            (&Method::GET, "/queries") => match self.watchers.watch() {
+                Some(rows) => reply(StatusCode::OK, "application/x-ndjson", Reply::Rows(rows)),
+                None => text(StatusCode::SERVICE_UNAVAILABLE, "too many watch already\n".to_owned()),
+            },
             (&Method::GET, "/metrics") => {
                 respond(StatusCode::OK, "text/plain; version=0.0.4", self.prometheus())
             }
-            (_, "/plan" | "/status" | "/ready" | "/metrics") => text(
+            (_, "/plan" | "/status" | "/ready" | "/queries" | "/metrics") => text(
                 StatusCode::METHOD_NOT_ALLOWED,
                 format!("{} is not a method of {path}\n", request.method()),
             ),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are PUT /plan, GET /status, GET /ready and GET /metrics\n".to_owned(),
+                "there are PUT /plan, GET /status, GET /ready, GET /queries and GET /metrics\n".to_owned(),
             ),
         })
     }
 
     /// The message is worked on as it comes: it is never in memory as a whole.
-    async fn put_plan(&self, mut body: Incoming) -> Response<Full<Bytes>> {
+    async fn put_plan(&self, mut body: Incoming) -> Response<Reply> {
         let (send, receive) = mpsc::channel(CHUNKS);
         let plans = self.plans.clone();
         let working = tokio::task::spawn_blocking(move || {
@@ -191,13 +199,52 @@ impl Read for Chunks {
     }
 }
 
-fn text(code: StatusCode, body: String) -> Response<Full<Bytes>> {
+fn text(code: StatusCode, body: String) -> Response<Reply> {
     respond(code, "text/plain", body)
 }
 
-fn respond(code: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn respond(code: StatusCode, kind: &'static str, body: String) -> Response<Reply> {
+    reply(code, kind, Reply::Whole(Full::new(Bytes::from(body))))
+}
+
+fn reply(code: StatusCode, kind: &'static str, body: Reply) -> Response<Reply> {
+    let mut response = Response::new(body);
     *response.status_mut() = code;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response
+}
+
+/// A body at hand, or rows as they come until the client goes.
+enum Reply {
+    Whole(Full<Bytes>),
+    Rows(mpsc::Receiver<Bytes>),
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Whole(body) => Pin::new(body).poll_frame(context),
+            Self::Rows(rows) => rows.poll_recv(context).map(|row| row.map(|row| Ok(Frame::data(row)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Rows(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => body.size_hint(),
+            Self::Rows(_) => SizeHint::default(),
+        }
+    }
 }

@@ -7,6 +7,7 @@ mod believe;
 mod cache;
 mod connections;
 mod control;
+mod copy;
 #[allow(dead_code, reason = "the wire form is for the fast path")]
 mod entry;
 mod fair;
@@ -16,6 +17,7 @@ mod fuzz;
 mod handover;
 mod index;
 mod metrics;
+mod places;
 mod plan;
 mod poll;
 mod quick;
@@ -27,6 +29,7 @@ mod sockets;
 mod tally;
 mod threads;
 mod upstreams;
+mod watch_queries;
 mod wire;
 
 use std::future::Future;
@@ -49,6 +52,7 @@ use reader::Serving;
 use serve::Server;
 use sockets::Listening;
 use threads::Threads;
+use watch_queries::Watchers;
 
 /// Everything the name server of one node needs to know; the names themselves come over `socket`.
 #[derive(Clone, Debug)]
@@ -132,12 +136,14 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> Result
     };
     let listening = Listening::open(&config, listening).await?;
     let handover = Handover::listen(&config.socket, listening.try_clone().map_err(Error::Thread)?)?;
+    let watchers = Arc::new(Watchers::default());
     let control = control::Control {
         node: config.node.clone(),
         plans: plans.clone(),
         forwarder: forwarder.clone(),
         metrics: metrics.clone(),
         listen: listening.addresses(),
+        watchers: watchers.clone(),
     };
     let control = control.listen(&config.socket)?;
     let serving = Serving {
@@ -145,6 +151,7 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> Result
         metrics,
         admission: Admission::new(threads::limits(), Instant::now()),
         runtime: Handle::current(),
+        watchers,
     };
     tracing::info!(node = config.node, addresses = ?listening.addresses(), "answering names");
     let threads = Threads::start(Arc::new(serving), listening)?;

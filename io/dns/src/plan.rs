@@ -4,8 +4,8 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +13,9 @@ use serde::Serialize;
 use weft_decide::names::Names;
 use weft_plan::{NameEvent, NameHead, NameMessageError, NameMessages, NameRow, NameVersion};
 
+use crate::copy::{beside, check_rows, next, read_copy, read_rows, rows_of};
 use crate::index::{ClientClass, Index, Kept};
+use crate::places::{Changed, Dependency, Generation};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -33,39 +35,10 @@ pub struct Loaded {
     pub serial: u32,
 }
 
-/// Counts changes of the plan. What was made under one may be given out while nothing it is made of has changed since.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Generation(u64);
-
-/// What of the plan an answer is made of: one namespace's names, or all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dependency {
-    place: Option<u16>,
-    generation: Generation,
-}
-
-impl Dependency {
-    pub fn everything(generation: Generation) -> Self {
-        Self { place: None, generation }
-    }
-}
-
-/// Namespaces share places when there are more: an answer is then made anew once too often.
-const PLACES: usize = 4096;
-/// Of names that are not the cluster's, and of names of addresses.
-const OUTSIDE: u16 = 0;
-const POINTERS: u16 = 1;
-const FIRST_NAMESPACE: u16 = 2;
 /// Rows of a whole plan put in force at a time: questions are answered in between.
 const ROWS_AT_ONCE: usize = 256;
 /// Changes kept behind a whole plan on disk; then a whole one is wanted anew.
 const LONGEST_JOURNAL: u64 = 8 << 20;
-
-/// When the names of each place changed last.
-struct Changed {
-    last: AtomicU64,
-    places: Box<[AtomicU64]>,
-}
 
 /// The plan in force, if there is one.
 pub struct State {
@@ -118,7 +91,7 @@ struct Journal {
 impl PlanHolder {
     pub fn new(domain: &str, file: PathBuf) -> Self {
         let domain = domain.trim_end_matches('.').to_ascii_lowercase();
-        let state = RwLock::new(State { loaded: None, generation: Generation(0) });
+        let state = RwLock::new(State { loaded: None, generation: Generation::default() });
         Self {
             domain,
             file,
@@ -153,11 +126,7 @@ impl PlanHolder {
 
     /// Whether nothing has changed of what an answer is made of.
     pub fn holds(&self, dependency: Dependency) -> bool {
-        let place = match dependency.place {
-            Some(place) => &self.changed.places[usize::from(place)],
-            None => &self.changed.last,
-        };
-        dependency.generation.0 >= place.load(Ordering::Acquire)
+        self.changed.holds(dependency)
     }
 
     /// Takes up what an earlier process left. A file without a whole plan is the same as none, and said; of changes behind it,
@@ -351,12 +320,12 @@ impl PlanHolder {
 }
 
 impl Loaded {
-    fn new(index: Index, version: NameVersion, origin: Origin) -> Self {
+    pub fn new(index: Index, version: NameVersion, origin: Origin) -> Self {
         let since = SystemTime::now();
         Self { index, version, origin, since, serial: serial(since) }
     }
 
-    fn touch(&mut self, version: NameVersion) {
+    pub fn touch(&mut self, version: NameVersion) {
         self.version = version;
         self.since = SystemTime::now();
         self.serial = serial(self.since);
@@ -369,187 +338,15 @@ fn put(index: &mut Index, rows: Vec<NameRow>, changed: &Changed) -> Generation {
     changed.mark(rows.iter(), &domain)
 }
 
-/// The whole plan at the start of a copy on disk, and the changes behind it that are whole too.
-fn read_copy(mut copy: impl BufRead) -> io::Result<Loaded> {
-    let mut messages = NameMessages::default();
-    let mut line = Vec::new();
-    let invalid = |error: Refused| io::Error::new(io::ErrorKind::InvalidData, error);
-    let NameEvent::Head(head) = next(&mut copy, &mut messages, &mut line).map_err(invalid)? else {
-        return Err(invalid(Refused::BrokenOff));
-    };
-    if head.from.is_some() {
-        return Err(invalid(Refused::OtherPlan));
-    }
-    let mut index = Index::new(&head);
-    loop {
-        match next(&mut copy, &mut messages, &mut line).map_err(invalid)? {
-            NameEvent::Row(row) => _ = index.put(row),
-            NameEvent::End => break,
-            NameEvent::Head(_) => {}
-        }
-    }
-    let mut loaded = Loaded::new(index, head.to, Origin::Disk);
-    while let Ok(NameEvent::Head(head)) = next(&mut copy, &mut messages, &mut line) {
-        let Ok(rows) = read_rows(&mut copy, &mut messages, |_| {}) else { break };
-        if head.from != Some(loaded.version) {
-            break;
-        }
-        rows.into_iter().for_each(|row| _ = loaded.index.put(row));
-        loaded.touch(head.to);
-    }
-    Ok(loaded)
-}
-
-/// The rows of the whole plan in a file that was checked.
-fn rows_of(file: &mut File) -> impl Iterator<Item = io::Result<NameRow>> {
-    let mut messages = NameMessages::default();
-    let mut copy = BufReader::new(file);
-    let mut line = Vec::new();
-    std::iter::from_fn(move || {
-        loop {
-            match next(&mut copy, &mut messages, &mut line) {
-                Ok(NameEvent::Row(row)) => return Some(Ok(row)),
-                Ok(NameEvent::Head(_)) => {}
-                Ok(NameEvent::End) => return None,
-                Err(error) => return Some(Err(io::Error::new(io::ErrorKind::InvalidData, error))),
-            }
-        }
-    })
-}
-
-fn next(
-    message: &mut impl BufRead,
-    messages: &mut NameMessages,
-    line: &mut Vec<u8>,
-) -> Result<NameEvent, Refused> {
-    line.clear();
-    match message.read_until(b'\n', line) {
-        Ok(0) => Err(Refused::BrokenOff),
-        Ok(_) => Ok(messages.read(line)?),
-        Err(error) => Err(Refused::Receiving(error)),
-    }
-}
-
-/// The rows up to the end; `seen` gets each line.
-fn read_rows(
-    message: &mut impl BufRead,
-    messages: &mut NameMessages,
-    seen: impl FnMut(&[u8]),
-) -> Result<Vec<NameRow>, Refused> {
-    let mut rows = Vec::new();
-    each_row(message, messages, seen, |row| rows.push(row))?;
-    Ok(rows)
-}
-
-fn check_rows(
-    message: &mut impl BufRead,
-    messages: &mut NameMessages,
-    seen: impl FnMut(&[u8]),
-) -> Result<(), Refused> {
-    each_row(message, messages, seen, drop)
-}
-
-fn each_row(
-    message: &mut impl BufRead,
-    messages: &mut NameMessages,
-    mut seen: impl FnMut(&[u8]),
-    mut take: impl FnMut(NameRow),
-) -> Result<(), Refused> {
-    let mut line = Vec::new();
-    loop {
-        let event = next(message, messages, &mut line)?;
-        seen(&line);
-        match event {
-            NameEvent::Row(row) => take(row),
-            NameEvent::End => return Ok(()),
-            NameEvent::Head(_) => {}
-        }
-    }
-}
-
-fn beside(path: &Path) -> PathBuf {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    beside.into()
-}
-
 impl State {
     /// What an answer about `name` (lower case, no trailing dot) is made of, unless it leads on to other names.
     pub fn dependency(&self, name: &str) -> Dependency {
         let domain = self.loaded.as_ref().map_or("", |loaded| loaded.index.domain());
-        Dependency { place: place(name, domain), generation: self.generation }
+        Dependency::of(name, domain, self.generation)
     }
 
     pub fn everything(&self) -> Dependency {
         Dependency::everything(self.generation)
-    }
-}
-
-/// `None`: names that others depend on.
-fn place(name: &str, domain: &str) -> Option<u16> {
-    let relative = match name.strip_suffix(domain) {
-        Some("") => return None,
-        Some(relative) => relative.strip_suffix('.'),
-        None => None,
-    };
-    let Some(relative) = relative else {
-        return Some(if name.ends_with(".arpa") { POINTERS } else { OUTSIDE });
-    };
-    let mut labels = relative.rsplit('.');
-    match (labels.next(), labels.next()) {
-        (Some("svc" | "pod"), Some(namespace)) => Some(hashed(namespace)),
-        _ => None,
-    }
-}
-
-/// FNV-1a.
-fn hashed(text: &str) -> u16 {
-    let mut hash = 0x811c_9dc5_u32;
-    for byte in text.bytes() {
-        hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    }
-    FIRST_NAMESPACE + (hash % (PLACES as u32 - u32::from(FIRST_NAMESPACE))) as u16
-}
-
-impl Changed {
-    fn new() -> Self {
-        let places = (0..PLACES).map(|_| AtomicU64::new(0)).collect();
-        Self { last: AtomicU64::new(0), places }
-    }
-
-    /// Nothing that was made before holds any longer.
-    fn all(&self) -> Generation {
-        let next = self.last.load(Ordering::Relaxed) + 1;
-        for place in &self.places {
-            place.store(next, Ordering::Release);
-        }
-        self.last.store(next, Ordering::Release);
-        Generation(next)
-    }
-
-    /// Nothing that was made of these rows before holds any longer.
-    fn mark<'a>(&self, rows: impl Iterator<Item = &'a NameRow>, domain: &str) -> Generation {
-        let last = self.last.load(Ordering::Relaxed);
-        let mut any = false;
-        for row in rows {
-            let place = match row {
-                NameRow::Name(name, _) | NameRow::Absent(name, _) => place(name, domain),
-                NameRow::Pointer(..) => Some(POINTERS),
-                // Ready answers that depend on the client are found by what it searches.
-                NameRow::Client(..) => continue,
-            };
-            any = true;
-            match place {
-                Some(place) if place != OUTSIDE => {
-                    self.places[usize::from(place)].store(last + 1, Ordering::Release);
-                }
-                _ => return self.all(),
-            }
-        }
-        if any {
-            self.last.store(last + 1, Ordering::Release);
-        }
-        Generation(self.last.load(Ordering::Relaxed))
     }
 }
 

@@ -54,11 +54,12 @@ impl Quick {
         out: &mut [u8],
     ) -> Look {
         let Some(common) = wire::common(message, &mut self.key) else { return Look::Unknown };
-        if self.ready.get(self.key.as_bytes()).is_none() {
+        let place = self.ready.find(self.key.as_bytes()).or_else(|| {
             // Whether a name exists is the same for all; what else a question may mean is not.
             self.key.set_class(server.plans().class(client));
-        }
-        let Some(entry) = self.ready.get(self.key.as_bytes()) else { return Look::Unknown };
+            self.ready.find(self.key.as_bytes())
+        });
+        let Some(entry) = place.and_then(|place| self.ready.at(place)) else { return Look::Unknown };
         let seconds = seconds(self.started, now);
         if entry.until <= seconds || !server.plans().holds(entry.dependency) {
             return Look::Unknown;

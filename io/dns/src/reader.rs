@@ -19,6 +19,7 @@ use crate::ready::Source;
 use crate::reply::Transport;
 use crate::serve::{Made, Server, Step, Waiting};
 use crate::tally::Tally;
+use crate::watch_queries::{Seen, Watchers};
 use crate::wire;
 
 /// Batches of one socket before the others have their turn.
@@ -40,6 +41,7 @@ pub struct Serving {
     pub metrics: Arc<Metrics>,
     pub admission: Arc<Admission>,
     pub runtime: Handle,
+    pub watchers: Arc<Watchers>,
 }
 
 /// A UDP socket of one thread.
@@ -229,6 +231,7 @@ impl Reader {
             let (message, room) = self.batch.both(index);
             match self.quick.look(&self.serving.server, message, from, arrived, room) {
                 Look::Written(written) => {
+                    self.serving.watch(from, message, &written, arrived);
                     self.batch.answered(index, written.length);
                     counts.count(&mut self.tally, Transport::Udp, &written);
                 }
@@ -246,7 +249,7 @@ impl Reader {
 
     fn enqueue(&mut self, client: IpAddr, work: Work) {
         if let Err(work) = self.queue.push(client, work) {
-            self.shed(&work, Shed::Queue);
+            self.shed(client, &work, Shed::Queue);
         }
     }
 
@@ -268,6 +271,7 @@ impl Reader {
             self.quick.look(&self.serving.server, &work.message, from, Instant::now(), &mut self.scratch);
         if let Look::Written(written) = look {
             let answer = self.scratch[..written.length].to_vec();
+            self.serving.watch(from, &work.message, &written, work.arrived);
             self.tally.answer(written.source, written.code.into());
             self.tally.truncated += u64::from(written.truncated);
             self.tally.took(written.source, work.arrived.elapsed(), 1);
@@ -277,22 +281,24 @@ impl Reader {
         match self.serving.server.step(&work.message, from, &mut out) {
             Step::Made(made) => {
                 self.quick.remember(&self.serving.server, &work.message, client, &made, &out);
-                self.made(&work, &made, &out);
+                self.made(client, &work, &made, &out);
             }
             Step::Ignored => {
                 self.tally.dropped += 1;
                 self.reply(&work.from, &[]);
             }
             Step::Waits(waiting) => match self.serving.admission.enter(client, Instant::now()) {
-                Ok(permit) => self.wait(work, waiting, permit),
-                Err(reason) => self.shed(&work, reason),
+                Ok(permit) => self.wait(client, work, waiting, permit),
+                Err(reason) => self.shed(client, &work, reason),
             },
         }
         self.out = out;
     }
 
-    fn made(&mut self, work: &Work, made: &Made, answer: &[u8]) {
+    fn made(&mut self, client: IpAddr, work: &Work, made: &Made, answer: &[u8]) {
         made.count(&mut self.tally);
+        let from = (client, work.from.transport());
+        self.serving.saw(from, &work.message, made, work.arrived);
         self.reply(&work.from, answer);
         self.tally.took(made.source, work.arrived.elapsed(), 1);
     }
@@ -310,14 +316,15 @@ impl Reader {
         }
     }
 
-    fn wait(&mut self, work: Work, waiting: Box<Waiting>, permit: Permit) {
-        let Work { from, arrived, .. } = work;
+    fn wait(&mut self, client: IpAddr, work: Work, waiting: Box<Waiting>, permit: Permit) {
+        let Work { message, from, arrived } = work;
+        let asker = (client, from.transport());
         let serving = self.serving.clone();
         match from {
             From::Udp { port, client } => {
                 let socket = self.ports[port].socket.clone();
                 self.serving.runtime.spawn(async move {
-                    let answer = serving.finish(*waiting, arrived).await;
+                    let answer = serving.finish(*waiting, asker, &message, arrived).await;
                     if batch::send(&socket, &client, &answer).is_err() {
                         serving.metrics.serving.dropped.add();
                     }
@@ -327,7 +334,7 @@ impl Reader {
             From::Tcp { index, serial } => {
                 let mailbox = self.mailbox.clone();
                 self.serving.runtime.spawn(async move {
-                    let answer = serving.finish(*waiting, arrived).await;
+                    let answer = serving.finish(*waiting, asker, &message, arrived).await;
                     mailbox.put(Letter { index, serial, answer });
                     drop(permit);
                 });
@@ -335,11 +342,11 @@ impl Reader {
         }
     }
 
-    fn shed(&mut self, work: &Work, reason: Shed) {
+    fn shed(&mut self, client: IpAddr, work: &Work, reason: Shed) {
         self.serving.metrics.serving.shed(reason);
         let mut out = Vec::new();
         match self.serving.server.shed(&work.message, work.from.transport(), &mut out) {
-            Some(made) => self.made(work, &made, &out),
+            Some(made) => self.made(client, work, &made, &out),
             None => {
                 self.tally.dropped += 1;
                 self.reply(&work.from, &[]);
@@ -440,6 +447,7 @@ impl Reader {
             match self.quick.look(&self.serving.server, message, from, now, &mut self.scratch) {
                 Look::Written(written) => {
                     connection.answer(&self.scratch[..written.length]);
+                    self.serving.watch(from, message, &written, now);
                     counts.count(&mut self.tally, Transport::Tcp, &written);
                 }
                 Look::Unknown => {
@@ -525,9 +533,36 @@ impl Reader {
 }
 
 impl Serving {
-    async fn finish(&self, waiting: Waiting, arrived: Instant) -> Vec<u8> {
+    fn watch(
+        &self,
+        (client, transport): (IpAddr, Transport),
+        message: &[u8],
+        written: &Written,
+        arrived: Instant,
+    ) {
+        if self.watchers.any() {
+            let (code, source) = (written.code.into(), written.source);
+            self.watchers.saw(&Seen { client, transport, message, code, source, time: arrived.elapsed() });
+        }
+    }
+
+    fn saw(&self, (client, transport): (IpAddr, Transport), message: &[u8], made: &Made, arrived: Instant) {
+        if self.watchers.any() {
+            let (code, source) = (made.code.into(), made.source);
+            self.watchers.saw(&Seen { client, transport, message, code, source, time: arrived.elapsed() });
+        }
+    }
+
+    async fn finish(
+        &self,
+        waiting: Waiting,
+        from: (IpAddr, Transport),
+        message: &[u8],
+        arrived: Instant,
+    ) -> Vec<u8> {
         let mut answer = Vec::new();
         let made = self.server.finish(waiting, &mut answer).await;
+        self.saw(from, message, &made, arrived);
         let mut tally = Tally::default();
         made.count(&mut tally);
         tally.took(made.source, arrived.elapsed(), 1);

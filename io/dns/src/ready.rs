@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 
-use crate::plan::Dependency;
+use crate::places::Dependency;
 use crate::wire::Ready;
 
 const NXDOMAIN: u8 = 3;
@@ -67,13 +67,16 @@ impl Answers {
         }
     }
 
-    /// Whether it still holds is for the caller to see.
-    pub fn get(&mut self, key: &[u8]) -> Option<&mut Entry> {
+    /// Where the answer to a question is.
+    pub fn find(&self, key: &[u8]) -> Option<usize> {
         let place = *self.places.get(&self.hasher.hash(key))?;
+        let entry = self.slots.get(place)?.as_ref()?;
+        (*entry.key == *key).then_some(place)
+    }
+
+    /// Whether it still holds is for the caller to see.
+    pub fn at(&mut self, place: usize) -> Option<&Entry> {
         let entry = self.slots.get_mut(place)?.as_mut()?;
-        if *entry.key != *key {
-            return None;
-        }
         entry.asked = true;
         Some(entry)
     }
@@ -198,7 +201,7 @@ impl Hasher for AsIs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Generation;
+    use crate::places::Generation;
     use crate::wire::Ages;
 
     fn put(answers: &mut Answers, number: u32) {
@@ -225,12 +228,12 @@ mod tests {
             // Asked again and again among names that nobody asks for twice.
             for often in 0..100u32 {
                 if number % 10 == often % 10 {
-                    answers.get(&often.to_be_bytes());
+                    answers.find(&often.to_be_bytes()).map(|place| answers.at(place).is_some());
                 }
             }
             assert!(answers.bytes <= 256 << 10);
         }
-        let kept = (0..100u32).filter(|often| answers.get(&often.to_be_bytes()).is_some()).count();
+        let kept = (0..100u32).filter(|often| answers.find(&often.to_be_bytes()).is_some()).count();
         assert!(kept > 60, "{kept} of 100");
         let counted: usize = answers.slots.iter().flatten().map(|entry| entry.size()).sum();
         assert_eq!(counted, answers.bytes);

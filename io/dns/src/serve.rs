@@ -14,7 +14,8 @@ use weft_decide::names::{self, NameAnswer, NameData, NameDecision, NameRecord, N
 use crate::entry::Key;
 use crate::forward::Forwarder;
 use crate::index::ClientClass;
-use crate::plan::{Dependency, Loaded, PlanHolder};
+use crate::places::Dependency;
+use crate::plan::{Loaded, PlanHolder};
 use crate::ready::Source;
 use crate::reply::{self, Answer, Explanation, Fit, Parsed, Request, Transport};
 use crate::tally::Tally;

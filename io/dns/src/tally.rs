@@ -52,6 +52,7 @@ const BOUNDS: [u64; 16] = [
 #[derive(Default)]
 pub struct Tally {
     queries: [[u64; KINDS]; 2],
+    asked: [u64; 2],
     answers: [Latencies; SOURCES.len()],
     codes: [u64; CODES.len() + 1],
     pub truncated: u64,
@@ -68,6 +69,7 @@ impl Tally {
     pub fn question(&mut self, transport: Transport, kind: Option<u16>) {
         let place = TYPES.iter().position(|(number, _)| Some(*number) == kind).unwrap_or(TYPES.len());
         self.queries[transport as usize][place] += 1;
+        self.asked[transport as usize] += 1;
     }
 
     pub fn answer(&mut self, source: Source, code: u16) {
@@ -114,10 +116,16 @@ impl Serving {
                 counter.add_many(count);
             }
         };
-        for (counters, counts) in self.queries.iter().zip(&tally.queries) {
+        for ((counters, counts), asked) in self.queries.iter().zip(&tally.queries).zip(tally.asked) {
+            if asked == 0 {
+                continue;
+            }
             counters.iter().zip(counts).for_each(|(counter, count)| add(counter, *count));
         }
         for (histogram, latencies) in self.answers.iter().zip(&tally.answers) {
+            if latencies.counts[BOUNDS.len()] == 0 {
+                continue;
+            }
             histogram.counts.iter().zip(&latencies.counts).for_each(|(counter, count)| add(counter, *count));
             if latencies.micros > 0 {
                 histogram.micros.fetch_add(latencies.micros, Ordering::Relaxed);
@@ -208,6 +216,14 @@ impl Serving {
             row(text, &format!("{name}_count"), &format!("source=\"{source}\""), all);
         }
     }
+}
+
+pub fn transport(transport: Transport) -> &'static str {
+    TRANSPORTS[transport as usize]
+}
+
+pub fn source(source: Source) -> &'static str {
+    SOURCES[source as usize].1
 }
 
 fn codes() -> impl Iterator<Item = &'static str> {

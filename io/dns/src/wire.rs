@@ -109,6 +109,28 @@ pub fn kind(message: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes([kind[0], kind[1]]))
 }
 
+/// The name asked for, as it was spelled (RFC 1035 5.1).
+pub fn name(message: &[u8]) -> Option<String> {
+    let mut text = String::new();
+    let mut at = HEADER;
+    loop {
+        let length = usize::from(*message.get(at)?);
+        if length == 0 || length > 63 || text.len() > LONGEST_NAME {
+            break;
+        }
+        for byte in message.get(at + 1..=at + length)? {
+            match byte {
+                b'.' | b'\\' => text.extend(['\\', char::from(*byte)]),
+                b'!'..=b'~' => text.push(char::from(*byte)),
+                _ => text.push_str(&format!("\\{byte:03}")),
+            }
+        }
+        text.push('.');
+        at += 1 + length;
+    }
+    Some(if text.is_empty() { ".".to_owned() } else { text })
+}
+
 /// The name in lower case goes into the key; its length, and whether that changed it.
 fn read_name(bytes: &[u8], key: &mut Key) -> Option<(usize, bool)> {
     let mut at = 0;

@@ -197,6 +197,33 @@ async fn names_outside_are_refused_without_recursion() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_watches_sees_each_question_with_its_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = UpstreamServer::start(Behaviour::Answers).await;
+    let server = Running::start(dir.path(), vec![upstream.address]).await;
+    assert_eq!(server.http("GET", "/ready", b"").await.0, 503);
+    server.put_plan(&plan(1)).await;
+    assert_eq!(server.http("GET", "/ready", b"").await.0, 200);
+    let mut rows = server.watch().await;
+    for (name, kind, code, source) in [
+        ("wEb.shop.svc.cluster.local.", RecordType::A, "No Error", "plan"),
+        ("web.shop.svc.cluster.local.", RecordType::A, "No Error", "plan"),
+        ("nobody.shop.svc.cluster.local.", RecordType::AAAA, "Non-Existent Domain", "plan"),
+        ("a.example.test.", RecordType::A, "No Error", "upstream"),
+        ("a.example.test.", RecordType::A, "No Error", "cache"),
+    ] {
+        server.ask(name, kind).await;
+        let row = rows.next().await;
+        let text = |field: &str| row[field].as_str().unwrap().to_owned();
+        assert_eq!((text("name"), text("type")), (name.to_owned(), kind.to_string()));
+        assert_eq!((text("code"), text("source")), (code.to_owned(), source.to_owned()));
+        assert_eq!((text("client"), text("transport")), ("127.0.0.1".to_owned(), "udp".to_owned()));
+    }
+    drop(rows);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn garbage_does_not_keep_others_from_their_answers() {
     let dir = tempfile::tempdir().unwrap();
     let server = Running::start(dir.path(), vec![]).await;

@@ -77,25 +77,33 @@ fn point(plan: &mut NamePlan, addr: Ipv4Addr, name: &str) {
     plan.pointers.insert(addr.into(), [name.to_owned()].into());
 }
 
-/// Gives the names to the server, as an agent does.
+pub const fn version(sequence: u64) -> NameVersion {
+    NameVersion { maker: 1, sequence }
+}
+
+/// Gives all names to the server, as an agent does.
 pub fn put(socket: &Path) -> Outcome<()> {
     let plan = large();
     let mut body = Vec::new();
-    write_names(&mut body, plan.head(None, NameVersion { maker: 1, sequence: 1 }), plan.rows())?;
+    write_names(&mut body, plan.head(None, version(1)), plan.rows())?;
     let start = Instant::now();
-    let mut stream = loop {
-        match UnixStream::connect(socket) {
-            Ok(stream) => break stream,
-            Err(error) if start.elapsed() > Duration::from_secs(20) => return Err(error.into()),
-            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+    while UnixStream::connect(socket).is_err() {
+        if start.elapsed() > Duration::from_secs(20) {
+            return Err("the server does not start".into());
         }
-    };
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    send(socket, &body)
+}
+
+pub fn send(socket: &Path, body: &[u8]) -> Outcome<()> {
+    let mut stream = UnixStream::connect(socket)?;
     write!(
         stream,
         "PUT /plan HTTP/1.1\r\nhost: weft\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         body.len()
     )?;
-    stream.write_all(&body)?;
+    stream.write_all(body)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     if answer.starts_with("HTTP/1.1 204") { Ok(()) } else { Err(answer.into()) }

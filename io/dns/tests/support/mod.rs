@@ -96,6 +96,16 @@ impl Running {
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
+    /// Rows of answered questions from now on.
+    pub async fn watch(&self) -> Rows {
+        let mut stream = UnixStream::connect(&self.socket).await.unwrap();
+        stream.write_all(b"GET /queries HTTP/1.1\r\nhost: weft\r\n\r\n").await.unwrap();
+        let mut rows = Rows { stream, text: String::new() };
+        // The head comes when watching has begun.
+        rows.read_past("\r\n\r\n").await;
+        rows
+    }
+
     /// Asks over UDP with EDNS.
     pub async fn ask(&self, name: &str, kind: RecordType) -> Message {
         let bytes = self.ask_bytes(&question(name, kind).to_vec().unwrap()).await;
@@ -120,6 +130,37 @@ impl Running {
 
     pub async fn tcp(&self) -> Tcp {
         Tcp(TcpStream::connect(self.address).await.unwrap())
+    }
+}
+
+pub struct Rows {
+    stream: UnixStream,
+    text: String,
+}
+
+impl Rows {
+    async fn read_past(&mut self, end: &str) -> String {
+        loop {
+            if let Some(at) = self.text.find(end) {
+                let rest = self.text.split_off(at + end.len());
+                return std::mem::replace(&mut self.text, rest);
+            }
+            let mut buffer = [0; 4096];
+            let read = tokio::time::timeout(Duration::from_secs(20), self.stream.read(&mut buffer));
+            let length = read.await.expect("no row").unwrap();
+            assert!(length > 0, "no more rows");
+            self.text.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+        }
+    }
+
+    /// Chunks hold whole rows, so what is between is their lengths.
+    pub async fn next(&mut self) -> serde_json::Value {
+        loop {
+            let line = self.read_past("\n").await;
+            if line.starts_with('{') {
+                return serde_json::from_str(&line).unwrap();
+            }
+        }
     }
 }
 
