@@ -11,7 +11,7 @@ use crate::wire::{self, Ages, Key, Ready};
 
 /// Upstream answers are asked of the cache again after this, and after a part of their life: it counts uses, renews what is
 /// popular before its end, and knows what is stale.
-const LONGEST_COPY: u32 = 10;
+const LONGEST_COPY: u32 = 30;
 const COPY_PART: u32 = 8;
 
 /// Ready answers and what is needed to find them.

@@ -122,7 +122,7 @@ fn random_names(port: u16, outside: bool, ends: &AtomicBool) -> Outcome<u32> {
         let _ = socket.send(&message);
         while socket.recv(&mut buffer).is_ok() {}
         sent += 1;
-        if sent % 20 == 0 {
+        if sent.is_multiple_of(20) {
             let due = Duration::from_secs(1) / FLOOD_RATE * sent;
             std::thread::sleep(due.saturating_sub(begin.elapsed()));
         }
