@@ -14,7 +14,7 @@ use crate::{Config, Error};
 const IPV6_FREEBIND: libc::c_int = 78;
 const BACKLOG: i32 = 1024;
 /// Bursts wait here while the one reader of a socket is busy.
-const RECEIVE_BUFFER: usize = 1 << 20;
+const RECEIVE_BUFFER: usize = 4 << 20;
 /// More readers than this share nothing but the lock on the network device.
 const MOST_READERS: usize = 8;
 
