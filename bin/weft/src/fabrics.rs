@@ -70,6 +70,10 @@ impl Fabric {
         Ok(Some((netns, Some(config.cgroup_dir.join("guests")))))
     }
 
+    pub fn names_settings(&self) -> PathBuf {
+        self.paths.names_settings()
+    }
+
     pub fn agent_socket(&self, node: &str) -> PathBuf {
         self.paths.node_file(node, "agent.sock")
     }

@@ -39,6 +39,9 @@ enum Verb {
     /// Questions about policies
     #[command(subcommand)]
     Policy(PolicyVerb),
+    /// The settings of names outside the cluster
+    #[command(subcommand)]
+    Names(cli::names::Verb),
     /// Objects that are legal and probably not what was meant
     Check(cli::check::Args),
     /// Apply manifests to a cluster
@@ -153,6 +156,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             Verb::Observe(args) => ok(cli::observe::run(args).await),
             Verb::Why(args) => cli::why::run(args).await,
             Verb::Policy(PolicyVerb::Matrix(args)) => cli::matrix::run(args).await,
+            Verb::Names(verb) => cli::names::run(verb),
             Verb::Check(args) => cli::check::run(args).await,
             Verb::Apply(args) => cli::apply::run(args).await,
             Verb::Agent(file) => ok(agent::run(&file.config).await),
@@ -178,6 +182,7 @@ fn is_for_people(verb: &Verb) -> bool {
         | Verb::Observe(_)
         | Verb::Why(_)
         | Verb::Policy(_)
+        | Verb::Names(_)
         | Verb::Check(_)
         | Verb::Apply(_)
         | Verb::Down(_) => true,

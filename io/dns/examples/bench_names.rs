@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use weft_dns::{Config, Upstreams};
+use weft_dns::{Config, Settings};
 
 pub type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -65,7 +65,7 @@ fn serve(dir: &Path, port: u16, upstream: SocketAddr) -> Outcome<()> {
     let listen = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
     let mut config = Config::new("bench", listen, dir.join("names"), dir.join("names.sock"));
     config.port = port;
-    config.upstreams = Upstreams::Servers(vec![upstream]);
+    config.settings = Settings::with_servers(vec![upstream]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(weft_dns::run(config))?;
     Ok(())

@@ -25,7 +25,7 @@ pub enum Match {
 }
 
 /// Bytes to a message. What the counts in the header promise must be there, so that they decide on no memory.
-pub fn decode(bytes: &[u8]) -> Option<Message> {
+fn decode(bytes: &[u8]) -> Option<Message> {
     let count = |at: usize| Some(usize::from(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])));
     let records = count(6)? + count(8)? + count(10)?;
     if count(4)? != 1 || records * SMALLEST_RECORD > bytes.len().checked_sub(HEADER)? {
@@ -34,8 +34,29 @@ pub fn decode(bytes: &[u8]) -> Option<Message> {
     Message::from_vec(bytes).ok()
 }
 
+/// How bytes relate to a query, and the message they are, without the spelling the query was given.
+pub fn read(bytes: &mut [u8], query: &Message) -> (Match, Option<Message>) {
+    match decode(bytes).map_or(Match::No, |reply| matches(&reply, query)) {
+        Match::No => (Match::No, None),
+        matches => (matches, decode_lower(bytes)),
+    }
+}
+
+/// The same with the question's name, and all that points to it, in lower case: as it was before its spelling was
+/// made random.
+fn decode_lower(bytes: &mut [u8]) -> Option<Message> {
+    let mut at = HEADER;
+    while let Some(length) =
+        bytes.get(at).map(|length| usize::from(*length)).filter(|length| (1..64).contains(length))
+    {
+        bytes.get_mut(at + 1..=at + length)?.make_ascii_lowercase();
+        at += 1 + length;
+    }
+    decode(bytes)
+}
+
 /// Whether a message is the response to exactly this query (RFC 5452 9.1).
-pub fn matches(reply: &Message, query: &Message) -> Match {
+fn matches(reply: &Message, query: &Message) -> Match {
     let answers = reply.metadata.id == query.metadata.id
         && reply.metadata.message_type == MessageType::Response
         && reply.metadata.op_code == query.metadata.op_code
@@ -206,7 +227,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::entry::tests::{address, alias, key, name, soa};
+    use crate::entry::tests::{LIMITS, address, alias, key, name, soa};
+    use crate::entry::{Entry, Freshness, Hit};
     use crate::reply::upstream_query;
 
     fn response(answers: Vec<Record>, authorities: Vec<Record>) -> Message {
@@ -331,6 +353,46 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
+        /// A right answer with bytes changed, cut off and put in: nothing panics, and what is kept comes back from the
+        /// wire form as records the question leads to.
+        #[test]
+        fn changed_bytes_never_panic_nor_slip_in_other_names(
+            edits in prop::collection::vec((0usize..400, any::<u8>()), 0..8),
+            cut in 0usize..400,
+            kind in prop::sample::select(vec![RecordType::A, RecordType::CNAME, RecordType::ANY, RecordType::RRSIG]),
+            dnssec_ok in any::<bool>(),
+        ) {
+            let asked = Key { kind, dnssec_ok, ..key("www.a.example.") };
+            let query = upstream_query(asked.name.clone(), kind, dnssec_ok, false);
+            let mut reply = response(
+                vec![alias("www.a.example.", "b.example.", 60), address("b.example.", 60), address("bank.test.", 60)],
+                vec![soa("example.", 60, 60)],
+            );
+            reply.metadata.id = query.metadata.id;
+            reply.queries = query.queries.clone();
+            let mut bytes = reply.to_vec().unwrap();
+            for (at, value) in edits {
+                let length = bytes.len();
+                bytes[at % length] = value;
+            }
+            bytes.truncate(cut.max(bytes.len() / 2));
+            let (matches, reply) = read(&mut bytes, &query);
+            prop_assert_eq!(matches == Match::No, reply.is_none());
+            let Some(Ok(accepted)) = reply.map(|reply| accept(reply, &asked)) else { return Ok(()) };
+            let start = std::time::Instant::now();
+            let entry = std::sync::Arc::new(Entry::new(&asked, accepted, start, &LIMITS));
+            let hit = Hit { entry, freshness: Freshness::Fresh };
+            let mut names = vec![asked.name.clone()];
+            for record in hit.answer(&asked.name, start).answers {
+                let above = matches!(record.record_type(), RecordType::DNAME | RecordType::RRSIG);
+                let led_to = names.contains(&record.name) || above && names.iter().any(|name| record.name.zone_of(name));
+                prop_assert!(led_to, "{record}");
+                if let RData::CNAME(target) = &record.data {
+                    names.push(target.0.clone());
+                }
+            }
+        }
+
         /// Whatever a server sends, each record that is kept is reached from the question, alias by alias.
         #[test]
         fn nothing_is_kept_that_the_question_does_not_lead_to(

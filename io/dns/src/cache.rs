@@ -2,6 +2,7 @@
 //! holds in `entry`.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -293,6 +294,22 @@ impl Hasher for AsIs {
 
     fn write_u64(&mut self, value: u64) {
         self.0 = value;
+    }
+}
+
+/// The counters as Prometheus text.
+pub fn write_metrics(counts: &Counts, out: &mut String) {
+    let events = [
+        ("hit", counts.hits),
+        ("stale", counts.stale_hits),
+        ("miss", counts.misses),
+        ("evicted", counts.evictions),
+    ];
+    let name = "weft_dns_cache_total";
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "# HELP {name} Lookups in the cache, and what made room.\n# TYPE {name} counter");
+    for (event, count) in events {
+        let _ = writeln!(out, "{name}{{event=\"{event}\"}} {count}");
     }
 }
 

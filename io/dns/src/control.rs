@@ -25,6 +25,7 @@ use crate::Error;
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::plan::{Accepted, PlanHolder, Refused};
+use crate::watch::SettingsFile;
 use crate::watch_queries::Watchers;
 
 /// Parts of a message that wait to be worked on.
@@ -35,6 +36,7 @@ pub struct Control {
     pub node: String,
     pub plans: Arc<PlanHolder>,
     pub forwarder: Arc<Forwarder>,
+    pub settings_file: Arc<SettingsFile>,
     pub metrics: Arc<Metrics>,
     pub listen: Vec<SocketAddr>,
     pub watchers: Arc<Watchers>,
@@ -160,6 +162,8 @@ impl Control {
             })),
             "listen": self.listen,
             "upstreams": self.forwarder.status(),
+            "forwardProblems": self.forwarder.table().problems,
+            "settings": json!({"file": self.settings_file.path, "problem": self.settings_file.problem()}),
             "cache": self.forwarder.cache_counts(),
             "counters": self.metrics.to_json(),
         })
@@ -170,12 +174,14 @@ impl Control {
         let plan = &state.loaded;
         let names = plan.as_ref().map_or(0, |loaded| loaded.index.counts().0);
         let cache = self.forwarder.cache_counts();
-        self.metrics.to_prometheus(&[
+        let mut text = self.metrics.to_prometheus(&[
             ("weft_dns_ready", "Whether a plan of names is in force.", u64::from(plan.is_some())),
             ("weft_dns_plan_names", "Names in the plan in force.", names as u64),
             ("weft_dns_cache_entries", "Upstream answers kept.", cache.entries),
             ("weft_dns_cache_bytes", "What they take in memory.", cache.bytes),
-        ])
+        ]);
+        self.forwarder.write_metrics(&mut text);
+        text
     }
 }
 

@@ -1,82 +1,99 @@
 //! Asking upstream servers for names that are not the cluster's: bounded, shared by equal questions. What of their
-//! answers is believed lives in `believe`, what is kept in `cache`.
+//! answers is believed lives in `believe`, what is kept in `cache`, whether servers are well in `upstreams`.
 
 use std::collections::HashMap;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::Message;
+use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RecordType};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::believe::{self, Match};
-use crate::cache::{Cache, Counts, Limits};
+use crate::believe;
+use crate::cache::{self, Cache, Counts};
 use crate::entry::{Accepted, Entry, Freshness, Hit, Key, WireKey};
+use crate::exchange::Exchange;
+use crate::loops::{self, Loops};
 use crate::metrics::Metrics;
-use crate::reply::{Explanation, upstream_query};
+use crate::reply::Explanation;
+use crate::settings::{Settings, SettingsError, Transport};
+use crate::upstreams::{self, LOOP, Upstream, UpstreamStatus};
+use crate::watch;
+use crate::zones::{Table, Zone};
 
-/// Resolvers in pods give up after 5 s: all attempts together must end before.
-const ALL_ATTEMPTS: Duration = Duration::from_millis(4500);
-const ONE_ATTEMPT: Duration = Duration::from_millis(1500);
+pub const LONGEST_ATTEMPT: Duration = Duration::from_millis(1500);
+const SHORTEST_ATTEMPT: Duration = Duration::from_millis(750);
 /// RFC 8767 5: a client is given what is past its time rather than let wait longer than this.
 const CLIENT_WAIT: Duration = Duration::from_millis(1800);
 /// For how long after a failure what is past its time is given out without asking again.
 const RECHECK: Duration = Duration::from_secs(10);
-const ROUNDS: usize = 2;
-/// After this many failures in a row a server is asked last for a while.
-const FAILURES_TO_REST: u32 = 2;
-const REST: Duration = Duration::from_secs(5);
+const ROUNDS: usize = 3;
 const MOST_REFRESHES: usize = 256;
-const SWEEP: Duration = Duration::from_secs(60);
 
 pub struct Forwarder {
-    upstreams: Vec<Upstream>,
+    pub cache: Cache,
+    pub loops: Loops,
+    pub exchange: Box<dyn Exchange>,
     metrics: Arc<Metrics>,
-    cache: Cache,
+    /// This name server's own addresses.
+    own: Vec<SocketAddr>,
+    settings: RwLock<Arc<Settings>>,
+    table: RwLock<Arc<Table>>,
     /// Questions under way, and who waits for each.
     waiting: Mutex<HashMap<WireKey, Vec<oneshot::Sender<Hit>>>>,
     /// Popular answers near the end of their time.
     refresh: mpsc::Sender<WireKey>,
-    started: Instant,
-}
-
-struct Upstream {
-    address: SocketAddr,
-    failures: AtomicU32,
-    /// Milliseconds after `Forwarder::started` until which it is asked last.
-    rests_until: AtomicU64,
-}
-
-/// One upstream server as `weft status` shows it.
-#[derive(serde::Serialize)]
-pub struct UpstreamStatus {
-    pub address: SocketAddr,
-    pub failures_in_a_row: u32,
-    pub resting: bool,
 }
 
 impl Forwarder {
-    /// Needs a runtime around it: refreshing what is popular goes on beside.
-    pub fn new(servers: Vec<SocketAddr>, metrics: Arc<Metrics>) -> Arc<Self> {
-        let upstream =
-            |address| Upstream { address, failures: AtomicU32::new(0), rests_until: AtomicU64::new(0) };
+    /// Needs a runtime around it: refreshing and probing go on beside, until it is dropped.
+    pub fn new(
+        settings: Settings,
+        own: Vec<SocketAddr>,
+        exchange: Box<dyn Exchange>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, SettingsError> {
         let (refresh, wanted) = mpsc::channel(MOST_REFRESHES);
+        let table = Table::new(&settings, &own, &Table::default())?;
+        table.report();
         let forwarder = Arc::new(Self {
-            upstreams: servers.into_iter().map(upstream).collect(),
+            cache: Cache::new(settings.cache.limits()),
+            loops: Loops::default(),
+            exchange,
             metrics,
-            cache: Cache::new(Limits::default()),
+            own,
+            settings: RwLock::new(Arc::new(settings)),
+            table: RwLock::new(Arc::new(table)),
             waiting: Mutex::default(),
             refresh,
-            started: Instant::now(),
         });
-        tokio::spawn(keep_fresh(Arc::downgrade(&forwarder), wanted));
-        forwarder
+        tokio::spawn(watch::keep_fresh(Arc::downgrade(&forwarder), wanted));
+        Ok(forwarder)
+    }
+
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn table(&self) -> Arc<Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts other settings in force, keeping answers they do not change and what is known of servers. On an error
+    /// those before stay in force.
+    pub fn apply(&self, settings: Settings) -> Result<(), SettingsError> {
+        settings.check()?;
+        let earlier = self.table();
+        let table = Arc::new(Table::new(&settings, &self.own, &earlier)?);
+        table.report();
+        let limits = settings.cache.limits();
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table.clone();
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+        self.cache.set_limits(limits, now());
+        self.cache.forget(|key| table.differs(&earlier, crate::entry::name_of(key)));
+        Ok(())
     }
 
     /// An answer that is there already, from the bytes of a question. Needs no runtime and waits for nobody.
@@ -97,24 +114,47 @@ impl Forwarder {
     }
 
     pub fn status(&self) -> Vec<UpstreamStatus> {
-        let now = self.millis();
-        let status = |upstream: &Upstream| UpstreamStatus {
-            address: upstream.address,
-            failures_in_a_row: upstream.failures.load(Ordering::Relaxed),
-            resting: upstream.rests_until.load(Ordering::Relaxed) > now,
-        };
-        self.upstreams.iter().map(status).collect()
+        self.table().status()
+    }
+
+    /// Counters of the cache and of each upstream server, as Prometheus text.
+    pub fn write_metrics(&self, out: &mut String) {
+        upstreams::write_metrics(&self.status(), out);
+        cache::write_metrics(&self.cache.counts(), out);
     }
 
     /// The answer to a question that is not in the cache; equal questions under way share one.
     pub async fn resolve(self: &Arc<Self>, key: Key) -> Hit {
+        if let Some(upstream) = self.loops.catch(&key.name) {
+            upstream.set_looping(true);
+            let code = Explanation::OTHER;
+            return self.at_once(&key, Accepted::failure(code, "this name server asked it: there is a loop"));
+        }
         let wire = key.wire();
         let stale = self.cache.stale(&wire, now());
-        let answer = self.join(key, wire);
-        let Some(entry) = stale else { return answered(answer.await) };
-        match timeout(CLIENT_WAIT, answer).await {
-            Ok(answer) => answered(answer),
-            Err(_) => Hit { entry, freshness: Freshness::Stale },
+        let nobody = || self.table().find(wire.name()).is_none_or(|zone| zone.group.nobody_is_up());
+        let patience = if stale.is_some() && nobody() { Duration::ZERO } else { CLIENT_WAIT };
+        let lost = Accepted::failure(Explanation::OTHER, "the name server is ending");
+        let answer = self.join(key.clone(), wire);
+        let Some(entry) = stale else {
+            return answer.await.unwrap_or_else(|_| self.at_once(&key, lost));
+        };
+        match timeout(patience, answer).await {
+            Ok(Ok(hit)) => hit,
+            Ok(Err(_)) | Err(_) => Hit { entry, freshness: Freshness::Stale },
+        }
+    }
+
+    fn at_once(&self, key: &Key, accepted: Accepted) -> Hit {
+        let entry = Entry::new(key, accepted, now(), &self.cache.limits().lifetimes);
+        Hit { entry: Arc::new(entry), freshness: Freshness::Fresh }
+    }
+
+    /// Asks again for an answer that is popular, though it is still good.
+    pub fn prefetch(self: &Arc<Self>, wire: WireKey) {
+        if let Some(key) = wire.key() {
+            self.metrics.prefetched.add();
+            drop(self.join(key, wire));
         }
     }
 
@@ -135,123 +175,118 @@ impl Forwarder {
         receive
     }
 
-    async fn ask(&self, key: &Key) -> Accepted {
-        if self.upstreams.is_empty() {
-            return failure("this node has no upstream name servers");
+    async fn ask(self: &Arc<Self>, key: &Key, name: &[u8]) -> Accepted {
+        let table = self.table();
+        if let Some(accepted) = table.fixed(key) {
+            return accepted;
         }
-        let mut last = None;
-        let asking = async {
-            for _ in 0..ROUNDS {
-                for upstream in self.in_order() {
-                    match self.attempt(upstream, key).await {
-                        Ok(accepted) => return Some(accepted),
-                        Err(problem) => last = Some(problem),
+        let Some(zone) = table.find(name) else {
+            let text = "no upstream name server is set for this name";
+            let refused = Accepted::failure(Explanation::NOT_AUTHORITATIVE, text);
+            return Accepted { code: ResponseCode::Refused, ..refused };
+        };
+        let mut tried = Tried::default();
+        match timeout(zone.timeout, self.rounds(zone, key, &mut tried)).await {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) | Err(_) => tried.failure(zone),
+        }
+    }
+
+    /// Everybody in turn, more than once: a datagram may be lost. Who refused is not asked again.
+    async fn rounds(self: &Arc<Self>, zone: &Arc<Zone>, key: &Key, tried: &mut Tried) -> Option<Accepted> {
+        let servers = zone.group.upstreams.len();
+        let share = zone.timeout / u32::try_from(servers + 1).unwrap_or(u32::MAX);
+        let patience = share.clamp(SHORTEST_ATTEMPT, LONGEST_ATTEMPT).min(zone.timeout);
+        let deadline = now() + zone.timeout;
+        for _ in 0..ROUNDS {
+            for upstream in zone.group.order(loops::random()) {
+                if now() >= deadline {
+                    return None;
+                }
+                if tried.refused.iter().any(|refused| Arc::ptr_eq(refused, upstream)) {
+                    continue;
+                }
+                match self.attempt(upstream, zone, key, patience).await {
+                    Ok(accepted) => return Some(accepted),
+                    Err(Unanswered::Refused(text)) => {
+                        tried.refused.push(upstream.clone());
+                        tried.last = Some(format!("{}: {text}", upstream.server));
+                    }
+                    Err(Unanswered::Silent(text)) => {
+                        tried.last = Some(format!("{}: {text}", upstream.server))
                     }
                 }
             }
-            None
-        };
-        let answered = timeout(ALL_ATTEMPTS, asking).await.ok().flatten();
-        answered.unwrap_or_else(|| {
-            failure(&last.map_or_else(
-                || "no upstream name server answered in time".to_owned(),
-                |problem| format!("no upstream name server answered; the last: {problem}"),
-            ))
-        })
+        }
+        None
     }
 
-    /// As configured, those that failed lately last.
-    fn in_order(&self) -> Vec<&Upstream> {
-        let now = self.millis();
-        let mut upstreams: Vec<_> = self.upstreams.iter().collect();
-        upstreams.sort_by_key(|upstream| upstream.rests_until.load(Ordering::Relaxed) > now);
-        upstreams
-    }
-
-    async fn attempt(&self, upstream: &Upstream, key: &Key) -> Result<Accepted, String> {
+    async fn attempt(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        zone: &Arc<Zone>,
+        key: &Key,
+        patience: Duration,
+    ) -> Result<Accepted, Unanswered> {
         self.metrics.upstream_queries.add();
-        let outcome = match timeout(ONE_ATTEMPT, self.exchange(upstream.address, key)).await {
-            Ok(Ok(message)) => believe::accept(message, key).map_err(|error| error.to_string()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("no answer in time".to_owned()),
+        upstream.queries.add();
+        let started = now();
+        let problem = match timeout(patience, self.exchange.ask(upstream, key)).await {
+            Ok(Ok(message)) => {
+                upstream.succeeded(now() - started);
+                let mut accepted =
+                    believe::accept(message, key).map_err(|error| Unanswered::Refused(error.to_string()))?;
+                // Over UDP anybody on the way can set the bit (RFC 4035 4.9.3).
+                let safe =
+                    upstream.server.transport == Transport::Tls || upstream.server.address.ip().is_loopback();
+                accepted.authenticated &= safe;
+                return Ok(accepted);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} ms", patience.as_millis()),
         };
-        match outcome {
-            Ok(accepted) => {
-                upstream.failures.store(0, Ordering::Relaxed);
-                upstream.rests_until.store(0, Ordering::Relaxed);
-                Ok(accepted)
-            }
-            Err(problem) => {
-                self.metrics.upstream_failures.add();
-                if upstream.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_TO_REST {
-                    let until = self.millis() + u64::try_from(REST.as_millis()).unwrap_or(u64::MAX);
-                    upstream.rests_until.store(until, Ordering::Relaxed);
-                }
-                Err(format!("{}: {problem}", upstream.address))
-            }
+        self.metrics.upstream_failures.add();
+        if upstream.failed(&problem, now()) {
+            tokio::spawn(watch::until_it_answers(
+                Arc::downgrade(self),
+                Arc::downgrade(upstream),
+                zone.name.clone(),
+            ));
         }
-    }
-
-    async fn exchange(&self, server: SocketAddr, key: &Key) -> io::Result<Message> {
-        let query = upstream_query(key.name.clone(), key.kind, key.dnssec_ok, key.checking_disabled);
-        let bytes = query.to_vec().map_err(io::Error::other)?;
-        let reply = self.over_udp(server, &bytes, &query).await?;
-        if !reply.metadata.truncation {
-            return Ok(reply);
-        }
-        self.metrics.upstream_tcp.add();
-        over_tcp(server, &bytes, &query).await
-    }
-
-    async fn over_udp(&self, server: SocketAddr, bytes: &[u8], query: &Message) -> io::Result<Message> {
-        let any: IpAddr =
-            if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        // A fresh socket for each question: the kernel picks a random port, and a guess must hit it and the id.
-        let socket = UdpSocket::bind((any, 0)).await?;
-        socket.connect(server).await?;
-        socket.send(bytes).await?;
-        let mut buffer = [0; 4096];
-        loop {
-            let length = socket.recv(&mut buffer).await?;
-            match believe::decode(&buffer[..length]) {
-                Some(reply) if believe::matches(&reply, query) != Match::No => return Ok(reply),
-                _ => self.metrics.upstream_mismatches.add(),
-            }
-        }
-    }
-
-    fn millis(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        Err(Unanswered::Silent(problem))
     }
 }
 
-async fn over_tcp(server: SocketAddr, bytes: &[u8], query: &Message) -> io::Result<Message> {
-    let mut stream = TcpStream::connect(server).await?;
-    let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
-    let mut framed = length.to_be_bytes().to_vec();
-    framed.extend_from_slice(bytes);
-    stream.write_all(&framed).await?;
-    let length = stream.read_u16().await?;
-    let mut reply = vec![0; usize::from(length)];
-    stream.read_exact(&mut reply).await?;
-    match believe::decode(&reply) {
-        Some(reply) if believe::matches(&reply, query) != Match::No => Ok(reply),
-        _ => Err(io::Error::other("answered another question")),
+/// Why an attempt gave no answer.
+enum Unanswered {
+    /// It is well and does not want to, or cannot.
+    Refused(String),
+    Silent(String),
+}
+
+/// What happened to the attempts at one question.
+#[derive(Default)]
+struct Tried {
+    refused: Vec<Arc<Upstream>>,
+    last: Option<String>,
+}
+
+impl Tried {
+    fn failure(self, zone: &Zone) -> Accepted {
+        let none = zone.group.upstreams.is_empty();
+        let code = if self.refused.is_empty() {
+            Explanation::NO_REACHABLE_AUTHORITY
+        } else {
+            Explanation::NETWORK_ERROR
+        };
+        let text = match self.last {
+            Some(last) => format!("no upstream name server answered; the last: {last}"),
+            None if none => "this node has no upstream name servers for this name".to_owned(),
+            None if zone.group.all_loop() => LOOP.to_owned(),
+            None => "no upstream name server answered in time".to_owned(),
+        };
+        Accepted::failure(code, text)
     }
-}
-
-fn failure(text: &str) -> Accepted {
-    Accepted::failure(Explanation::NO_REACHABLE_AUTHORITY, text)
-}
-
-/// Also when whoever asked has come to an end.
-fn answered(answer: Result<Hit, oneshot::error::RecvError>) -> Hit {
-    answer.unwrap_or_else(|_| {
-        let key = Key { name: Name::root(), kind: RecordType::A, dnssec_ok: false, checking_disabled: false };
-        let lifetimes = Limits::default().lifetimes;
-        let entry = Entry::new(&key, failure("the name server is ending"), now(), &lifetimes);
-        Hit { entry: Arc::new(entry), freshness: Freshness::Fresh }
-    })
 }
 
 /// One question under way. However it ends, nobody is left waiting for it.
@@ -263,7 +298,7 @@ struct InFlight {
 
 impl InFlight {
     async fn run(self) {
-        let accepted = self.forwarder.ask(&self.key).await;
+        let accepted = self.forwarder.ask(&self.key, self.wire.name()).await;
         let hit = self.keep(accepted);
         let waiters = lock(&self.forwarder.waiting).remove(&self.wire).unwrap_or_default();
         for waiter in waiters {
@@ -276,16 +311,13 @@ impl InFlight {
         let (cache, now) = (&self.forwarder.cache, now());
         let entry = Arc::new(Entry::new(&self.key, accepted, now, &cache.limits().lifetimes));
         if entry.is_failure()
-            && let Some(stale) = cache.stale(&self.wire, now)
+            && let Some(earlier) = cache.stale(&self.wire, now)
         {
-            let freshness = if stale.until().is_some_and(|until| now < until) {
-                Freshness::Fresh
-            } else {
-                Freshness::Stale
-            };
-            stale.refresh_failed();
-            stale.hold(now + RECHECK);
-            return Hit { entry: stale, freshness };
+            let fresh = earlier.until().is_some_and(|until| now < until);
+            earlier.refresh_failed();
+            earlier.hold(now + RECHECK);
+            let freshness = if fresh { Freshness::Fresh } else { Freshness::Stale };
+            return Hit { entry: earlier, freshness };
         }
         cache.put(&self.wire, entry.clone(), now);
         Hit { entry, freshness: Freshness::Fresh }
@@ -300,30 +332,20 @@ impl Drop for InFlight {
     }
 }
 
-/// Asks again for what is popular before its time is over, and drops what is long past it.
-async fn keep_fresh(forwarder: Weak<Forwarder>, mut wanted: mpsc::Receiver<WireKey>) {
-    let mut sweep = tokio::time::interval(SWEEP);
-    loop {
-        let key = tokio::select! {
-            key = wanted.recv() => key,
-            _ = sweep.tick() => None,
-        };
-        let Some(forwarder) = forwarder.upgrade() else { return };
-        match key.and_then(|wire| Some((wire.key()?, wire))) {
-            Some((key, wire)) => {
-                forwarder.metrics.prefetched.add();
-                drop(forwarder.join(key, wire));
-            }
-            None => forwarder.cache.sweep(now()),
-        }
-    }
-}
-
 /// The runtime's clock, so that tests can hold it.
-fn now() -> Instant {
+pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// What a server is asked to see whether it is well: what it is there for, answered from its own memory.
+pub fn health_question(zone: &Name) -> Key {
+    let kind = if zone.is_root() { RecordType::NS } else { RecordType::SOA };
+    Key { name: zone.clone(), kind, dnssec_ok: false, checking_disabled: false }
+}
+
+#[cfg(test)]
+mod tests;

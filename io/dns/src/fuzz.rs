@@ -152,7 +152,7 @@ async fn no_message_breaks_the_server() {
     let directory = tempfile::tempdir().unwrap();
     let plans = Arc::new(PlanHolder::new("cluster.local", directory.path().join("names")));
     plans.receive(&whole(&plan(), 1)[..]).unwrap();
-    let server = Server::new(plans, Forwarder::new(vec![], Arc::new(Metrics::default())));
+    let server = Server::new(plans, Forwarder::asking(vec![], Arc::new(Metrics::default())));
     let mut quick = Quick::new(256 << 10, Instant::now());
     let client: IpAddr = CLIENT.parse().unwrap();
     let (corpus, mut draws) = (corpus(), Draws(41));

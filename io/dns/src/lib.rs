@@ -3,20 +3,23 @@
 
 mod batch;
 mod believe;
-#[allow(dead_code, reason = "limits follow the settings")]
 mod cache;
 mod connections;
 mod control;
 mod copy;
+pub mod corefile;
 #[allow(dead_code, reason = "the wire form is for the fast path")]
 mod entry;
+mod exchange;
 mod fair;
 mod forward;
 #[cfg(test)]
 mod fuzz;
 mod handover;
 mod index;
+mod loops;
 mod metrics;
+mod pipe;
 mod places;
 mod plan;
 mod poll;
@@ -25,12 +28,16 @@ mod reader;
 mod ready;
 mod reply;
 mod serve;
+pub mod settings;
 mod sockets;
 mod tally;
 mod threads;
+mod tls;
 mod upstreams;
+mod watch;
 mod watch_queries;
 mod wire;
+mod zones;
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -40,9 +47,13 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
-pub use upstreams::Upstreams;
+pub use settings::{Settings, SettingsError};
+pub use upstreams::Policy;
+pub use watch::SettingsFile;
 
+use exchange::Sockets;
 use fair::Admission;
 use forward::Forwarder;
 use handover::{Handover, Taken};
@@ -69,7 +80,9 @@ pub struct Config {
     pub plan_file: PathBuf,
     /// Where the agent puts plans and `weft status` asks.
     pub socket: PathBuf,
-    pub upstreams: Upstreams,
+    pub settings: Settings,
+    /// Where the settings came from: changes are taken up while running.
+    pub settings_file: Arc<SettingsFile>,
 }
 
 impl Config {
@@ -87,7 +100,8 @@ impl Config {
             domain: "cluster.local".to_owned(),
             plan_file: plan_file.into(),
             socket: socket.into(),
-            upstreams: Upstreams::ResolvConf(PathBuf::from("/etc/resolv.conf")),
+            settings: Settings::default(),
+            settings_file: Arc::default(),
         }
     }
 }
@@ -106,6 +120,8 @@ pub enum Error {
     Thread(std::io::Error),
     #[error("cannot wait for signals: {0}")]
     Signals(std::io::Error),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
 }
 
 /// Answers until SIGTERM or SIGINT.
@@ -128,8 +144,6 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> Result
     let taken = take_over(&config).await;
     // A predecessor has put its plan on disk before it handed anything over.
     plans.load_from_disk();
-    let servers = upstreams::resolve(&config.upstreams, &config.listen, config.port);
-    let forwarder = Forwarder::new(servers, metrics.clone());
     let (predecessor, listening) = match taken {
         Some(taken) => (Some(taken.stream), Some(taken.listening)),
         None => (None, None),
@@ -137,17 +151,21 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> Result
     let listening = Listening::open(&config, listening).await?;
     let handover = Handover::listen(&config.socket, listening.try_clone().map_err(Error::Thread)?)?;
     let watchers = Arc::new(Watchers::default());
+    let own = listening.addresses();
+    let forwarder = Forwarder::new(config.settings.clone(), own, Box::new(Sockets), metrics.clone())?;
+    let settings_file = config.settings_file.clone();
     let control = control::Control {
         node: config.node.clone(),
         plans: plans.clone(),
         forwarder: forwarder.clone(),
+        settings_file: settings_file.clone(),
         metrics: metrics.clone(),
         listen: listening.addresses(),
         watchers: watchers.clone(),
     };
     let control = control.listen(&config.socket)?;
     let serving = Serving {
-        server: Arc::new(Server::new(plans.clone(), forwarder)),
+        server: Arc::new(Server::new(plans.clone(), forwarder.clone())),
         metrics,
         admission: Admission::new(threads::limits(), Instant::now()),
         runtime: Handle::current(),
@@ -158,15 +176,18 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> Result
     if let Some(predecessor) = predecessor {
         handover::tell_serving(predecessor);
     }
-    let control = tokio::spawn(control);
-    let sync = tokio::spawn(keep_on_disk(plans.clone()));
+    let watched = Arc::downgrade(&forwarder);
+    let mut beside = JoinSet::new();
+    beside.spawn(control);
+    beside.spawn(keep_on_disk(plans.clone()));
+    beside.spawn(watch::look_for_loops(watched.clone()));
+    beside.spawn(watch::follow_files(watched, settings_file));
     let handed_over = tokio::select! {
         () = stop => false,
         () = handover.handed_over(|| plans.freeze(), || plans.thaw()) => true,
     };
     threads.end().await;
-    control.abort();
-    sync.abort();
+    beside.shutdown().await;
     if handed_over {
         tracing::info!(node = config.node, "a successor answers names now");
         return Ok(());

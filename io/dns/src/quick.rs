@@ -310,7 +310,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let plans = Arc::new(PlanHolder::new("cluster.local", dir.path().join("names")));
         plans.receive(&whole(&plan(), 1)[..]).unwrap();
-        let forwarder = Forwarder::new(vec![upstream()], Arc::new(Metrics::default()));
+        let forwarder = Forwarder::asking(vec![upstream()], Arc::new(Metrics::default()));
         let server = Server::new(plans, forwarder);
         let mut quick = Quick::new(1 << 20, Instant::now());
         let mut draws = Draws(11);
@@ -349,7 +349,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let plans = Arc::new(PlanHolder::new("cluster.local", dir.path().join("names")));
         plans.receive(&whole(&plan(), 1)[..]).unwrap();
-        let server = Server::new(plans.clone(), Forwarder::new(vec![], Arc::new(Metrics::default())));
+        let server = Server::new(plans.clone(), Forwarder::asking(vec![], Arc::new(Metrics::default())));
         let mut quick = Quick::new(1 << 20, Instant::now());
         let mut message = Message::query();
         message.add_query(Query::query(Name::from_ascii(NAMES[5]).unwrap(), RecordType::A));

@@ -156,6 +156,12 @@ impl Server {
     }
 
     fn decide(&self, request: &Request, client: IpAddr) -> (Decided, Audience) {
+        let settings = self.forwarder.settings();
+        let (decided, audience) = self.decide_with(request, client, settings.search_collapse);
+        (decided.lasting(settings.ttl), audience)
+    }
+
+    fn decide_with(&self, request: &Request, client: IpAddr, collapse: bool) -> (Decided, Audience) {
         let name = request.query.name().to_ascii();
         let state = self.plans.read();
         let Some(loaded) = &state.loaded else {
@@ -172,7 +178,7 @@ impl Server {
             return (decided(&decision, request, loaded, dependency), Audience::All);
         }
         let searches = loaded.index.class(client.into()) != ClientClass::default();
-        if !searches || !request.recursion_desired {
+        if !searches || !collapse || !request.recursion_desired {
             return (decided(&decision, request, loaded, dependency), Audience::Alike);
         }
         // A walk is made of many names.
@@ -219,6 +225,22 @@ enum Decided {
 impl Decided {
     fn failure(answer: Answer, source: Source) -> Self {
         Self::Answer { answer: Box::new(answer), source, keep: Keep::No }
+    }
+
+    /// What the cluster itself says is kept by clients for so many seconds.
+    fn lasting(mut self, seconds: u32) -> Self {
+        let records: Vec<&mut Record> = match &mut self {
+            Self::Answer { answer, .. } if answer.authoritative => {
+                let Answer { answers, authorities, additionals, .. } = &mut **answer;
+                answers.iter_mut().chain(authorities).chain(additionals).collect()
+            }
+            Self::Upstream { chain, .. } => chain.iter_mut().collect(),
+            Self::Answer { .. } | Self::Walk { .. } => Vec::new(),
+        };
+        for record in records {
+            record.ttl = seconds;
+        }
+        self
     }
 
     fn next_question(&self) -> Option<&Key> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
 use support::{Behaviour, Running, UpstreamServer, plan, question, rows};
-use weft_dns::{Config, Upstreams};
+use weft_dns::{Config, Settings};
 
 const QUESTIONS: usize = 12_000;
 /// Asked and not answered at one time: as many answers fit into a socket of usual size.
@@ -65,7 +65,7 @@ async fn an_upgrade_loses_no_question() {
     let listen = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
     let mut config = Config::new("node1", listen, dir.path().join("names"), dir.path().join("proxy.sock"));
     config.port = 0;
-    config.upstreams = Upstreams::Servers(vec![upstream.address]);
+    config.settings = Settings::with_servers(vec![upstream.address]);
     let mut running = Running::start_with(config.clone()).await;
     running.put_plan(&plan(3)).await;
     let address = running.address;

@@ -14,7 +14,7 @@ use hickory_proto::op::Message;
 use hickory_proto::rr::RecordType;
 use nix::sched::{CloneFlags, setns};
 use support::{Behaviour, Running, UpstreamServer, plan, question, rows};
-use weft_dns::{Config, Upstreams};
+use weft_dns::{Config, Settings};
 
 /// A named network namespace that goes with the test.
 struct Netns(String);
@@ -88,7 +88,7 @@ async fn it_answers_in_the_nodes_namespace_and_forwards_from_its_own() {
         dir.path().join("proxy.sock"),
     );
     config.netns = Some(netns.path());
-    config.upstreams = Upstreams::Servers(vec![upstream.address]);
+    config.settings = Settings::with_servers(vec![upstream.address]);
     let server = Running::start_with(config.clone()).await;
     netns.ip(&["address", "add", "10.96.0.10/32", "dev", "lo"]);
     netns.ip(&["address", "add", "169.254.20.10/32", "dev", "lo"]);

@@ -92,8 +92,8 @@ pub struct ProxyConfig {
     pub cluster_domain: String,
     pub dns_ips: Vec<IpAddr>,
     pub node_ips: Vec<IpAddr>,
-    /// Resolvers to ask; empty means those of /etc/resolv.conf.
-    pub upstreams: Vec<String>,
+    /// The settings of names, the same for all nodes; changes to it are taken up.
+    pub names_file: PathBuf,
 }
 
 /// `weft controller`.
@@ -210,7 +210,7 @@ impl Inputs<'_> {
             cluster_domain: self.spec.cluster_domain.clone(),
             dns_ips: self.spec.dns_addresses(),
             node_ips: ips(node),
-            upstreams: self.spec.upstreams.clone(),
+            names_file: self.paths.names_settings(),
         }
     }
 

@@ -420,6 +420,7 @@ fn write_configs(inputs: &Inputs<'_>) -> io::Result<()> {
     write_json(&paths.config("apiserver"), &inputs.apiserver())?;
     write_json(&paths.config("controller"), &inputs.controller())?;
     write_json(&paths.config("controllers"), &inputs.controllers())?;
+    std::fs::write(paths.names_settings(), &inputs.spec.names)?;
     for node in inputs.nodes {
         let file = |process: &str| paths.config(&format!("{process}.{}", node.name));
         write_json(&file("agent"), &inputs.agent(node))?;

@@ -61,6 +61,11 @@ impl Paths {
         self.root().join("config").join(format!("{process}.json"))
     }
 
+    /// The settings of names, the same for all nodes.
+    pub fn names_settings(&self) -> PathBuf {
+        self.root().join("names.yaml")
+    }
+
     pub fn log(&self, process: &str) -> PathBuf {
         self.root().join("logs").join(format!("{process}.log"))
     }

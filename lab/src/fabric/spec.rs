@@ -89,8 +89,8 @@ pub struct Spec {
     pub api_port: u16,
     /// MTU of the links between nodes.
     pub mtu: u32,
-    /// Resolvers asked for names outside the cluster; empty means the machine's own.
-    pub upstreams: Vec<String>,
+    /// The settings of names as the name servers read them; empty means that nothing is set.
+    pub names: String,
     /// Zones the nodes are spread over in turn; without any, nodes have neither zone nor region.
     pub zones: Vec<String>,
     /// The region all zones are in.
@@ -127,7 +127,7 @@ impl Default for Spec {
             cluster_domain: "cluster.local".to_owned(),
             api_port: 0,
             mtu: 1500,
-            upstreams: Vec::new(),
+            names: String::new(),
             zones: Vec::new(),
             region: "lab".to_owned(),
             outside: 0,
@@ -193,8 +193,6 @@ pub enum SpecError {
         "state directory: {path:?} makes socket paths of {length} bytes, the system allows {MAX_SOCKET_PATH}; use a shorter directory or name"
     )]
     StateRoot { path: PathBuf, length: usize },
-    #[error("upstreams: {given:?} is not an address or address:port of a resolver")]
-    Upstream { given: String },
     #[error(
         "{field}: {given:?} cannot be a label's value; use up to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends"
     )]
@@ -409,11 +407,6 @@ impl Spec {
         if length > MAX_SOCKET_PATH {
             found.push(SpecError::StateRoot { path: self.state_root.clone(), length });
         }
-        for given in &self.upstreams {
-            if given.parse::<IpAddr>().is_err() && given.parse::<std::net::SocketAddr>().is_err() {
-                found.push(SpecError::Upstream { given: given.clone() });
-            }
-        }
         found
     }
 }
@@ -627,15 +620,12 @@ mod tests {
     }
 
     #[test]
-    fn long_state_directories_and_bad_domains_and_resolvers_are_refused() {
+    fn long_state_directories_and_bad_domains_are_refused() {
         let found = with(|spec| spec.state_root = PathBuf::from(format!("/{}", "d".repeat(90))));
         assert!(matches!(found[..], [SpecError::StateRoot { .. }]), "{found:?}");
         for bad in ["", "a..b", "UPPER.local", "-a.b"] {
             let found = with(|spec| spec.cluster_domain = bad.to_owned());
             assert!(matches!(found[..], [SpecError::Domain { .. }]), "{bad:?}: {found:?}");
         }
-        let found =
-            with(|spec| spec.upstreams = vec!["8.8.8.8".into(), "[::1]:53".into(), "dns.example".into()]);
-        assert_eq!(found, [SpecError::Upstream { given: "dns.example".into() }]);
     }
 }

@@ -8,6 +8,7 @@ pub mod exec;
 pub mod lab;
 pub mod load;
 pub mod matrix;
+pub mod names;
 pub mod observe;
 pub mod probe;
 pub mod status;

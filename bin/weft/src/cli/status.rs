@@ -17,6 +17,9 @@ pub struct Args {
     /// Also each pod's addresses and the policies that isolate it
     #[arg(long, short)]
     pods: bool,
+    /// Also the servers asked for names outside the cluster, and what is kept of their answers
+    #[arg(long)]
+    names: bool,
     /// The kernel's tables of this node, row by row
     #[arg(long, value_name = "NODE")]
     tables: Option<String>,
@@ -50,6 +53,11 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         Format::Json => print_json(&nodes)?,
         Format::Text => {
             print_text(&nodes, args.pods);
+            if args.names {
+                println!();
+                print!("{}", super::names::server_table(&nodes_names(&nodes)));
+                print!("{}", super::names::cache_table(&nodes_names(&nodes)));
+            }
             match super::addresses::read(&fabric).await {
                 Ok(addresses) => super::addresses::print(&addresses),
                 Err(error) => println!("load balancer addresses: {} {error:#}", mark(false)),
@@ -57,6 +65,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         }
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn nodes_names(nodes: &[NodeRow]) -> Vec<(&str, &Value)> {
+    nodes.iter().filter_map(|(node, _, names)| Some((node.as_str(), names.as_ref().ok()?))).collect()
 }
 
 type NodeRow = (String, Result<AgentStatus>, Result<Value>);
@@ -108,8 +120,9 @@ fn print_text(nodes: &[NodeRow], with_pods: bool) {
         if let Ok(status) = agent {
             print_trouble(node, status);
         }
-        if let Err(error) = names {
-            println!("{node}: {} the name server does not answer: {error:#}", mark(false));
+        match names {
+            Ok(names) => super::names::print_trouble(node, names),
+            Err(error) => println!("{node}: {} the name server does not answer: {error:#}", mark(false)),
         }
     }
     if with_pods {

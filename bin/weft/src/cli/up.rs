@@ -1,6 +1,6 @@
 //! `weft up`: weaves a cluster on this machine, brings an application up on it, shows what there is, and stays until Ctrl-C.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,8 +61,11 @@ pub struct Args {
     #[arg(long, default_value_t = 1500)]
     mtu: u32,
     /// Resolvers for names outside the cluster, instead of those of /etc/resolv.conf
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "names")]
     upstream: Vec<IpAddr>,
+    /// Settings of names: servers by zone, cache and more (docs/names-settings.md)
+    #[arg(long, value_name = "FILE")]
+    names: Option<PathBuf>,
     /// Zones to spread the nodes over, in turn
     #[arg(long, value_name = "ZONE,...", value_delimiter = ',')]
     zones: Vec<String>,
@@ -137,6 +140,18 @@ impl Args {
         }
     }
 
+    /// As the name servers read them.
+    fn names_settings(&self) -> Result<String> {
+        match &self.names {
+            Some(path) => super::names::read_settings(path),
+            None if self.upstream.is_empty() => Ok(String::new()),
+            None => {
+                let servers = self.upstream.iter().map(|ip| SocketAddr::new(*ip, 53)).collect();
+                Ok(weft_dns::Settings::with_servers(servers).to_yaml())
+            }
+        }
+    }
+
     fn spec(&self) -> Spec {
         let mut spec = Spec {
             name: self.name.clone(),
@@ -152,7 +167,6 @@ impl Args {
             },
             api_port: self.api_port,
             mtu: self.mtu,
-            upstreams: self.upstream.iter().map(ToString::to_string).collect(),
             zones: self.zones.clone(),
             region: self.region.clone(),
             outside: self.outside,
@@ -185,7 +199,7 @@ pub async fn run(args: Args) -> Result<()> {
     args.check_families()?;
     // A manifest that cannot be read is said before anything is woven.
     let manifests = read_all(&args.apply)?;
-    let spec = args.spec();
+    let spec = Spec { names: args.names_settings()?, ..args.spec() };
     println!("{}", paint(Colour::Bold, format!("Weaving {} with {} nodes", spec.name, spec.nodes)));
     let progress = Arc::new(Mutex::new(Progress::start()));
     let mut fabric = fabric::up(spec, reporter(progress.clone())).await?;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use weft_dns::{Config, Upstreams};
+use weft_dns::{Config, Settings};
 use weft_model::{Addr, PodKey, Searching};
 use weft_plan::{NameClient, NamePlan};
 
@@ -92,7 +92,7 @@ impl World {
             directory.path().join("proxy.sock"),
         );
         config.netns = Some(node.path());
-        config.upstreams = Upstreams::Servers(vec![upstream.address]);
+        config.settings = Settings::with_servers(vec![upstream.address]);
         let server = Running::start_with(config).await;
         assert_eq!(server.put_plan(&with_client(plan(40))).await, 204);
         let world = Self { server, upstream, pod, _node: node, directory };
