@@ -80,8 +80,9 @@ __noinline int from_net_any(struct __sk_buff *skb, __u32 flow_flags)
         follow_flow(skb, &packet, &found, WEFT_HOOK_FROM_NET, &verdict);
     } else {
         describe_endpoint(ends.receiver, &verdict.to);
-        ends.sender = resolve(&packet.source, &ends.source);
-        if (!flow_flags && is_spoofed(skb, &ends.source))
+        if (!resolve_source(&packet, &ends))
+            return DROP;
+        if (!flow_flags && is_spoofed(skb, ends.source))
             broken = WEFT_REASON_SPOOFED_SOURCE;
         if (broken)
             return refuse_with(skb, &packet, WEFT_HOOK_FROM_NET, broken);

@@ -87,8 +87,10 @@ __noinline int from_pod_any(struct __sk_buff *skb, __u32 stage)
         follow_flow(skb, &packet, &found, WEFT_HOOK_FROM_POD, &verdict);
     } else {
         struct ends ends;
-        resolve_ends(&packet, &ends, &verdict);
-        if (stage != STAGE_TRANSLATED && !is_at(&ends.source, skb->ifindex))
+        if (!resolve_source(&packet, &ends))
+            return DROP;
+        ends.receiver = resolve(&packet.destination, &verdict.to);
+        if (stage != STAGE_TRANSLATED && !is_at(ends.source, skb->ifindex))
             broken = WEFT_REASON_SPOOFED_SOURCE;
         if (broken)
             return refuse_with(skb, &packet, WEFT_HOOK_FROM_POD, broken);

@@ -51,10 +51,21 @@ static __always_inline const struct weft_endpoint *resolve(const struct weft_add
 
 /* What a packet's addresses are to this node, asked once; what its destination is besides is in the verdict. */
 struct ends {
-    struct weft_end source;
+    struct weft_end *source;
     const struct weft_endpoint *sender;
     const struct weft_endpoint *receiver;
 };
+
+/* False: never. */
+static __always_inline bool resolve_source(const struct packet *packet, struct ends *ends)
+{
+    __u32 zero = 0;
+    ends->source = bpf_map_lookup_elem(&source_draft, &zero);
+    if (!ends->source)
+        return false;
+    ends->sender = resolve(&packet->source, ends->source);
+    return true;
+}
 
 /* Whether it is the pod behind this device. */
 static __always_inline bool is_at(const struct weft_end *end, __u32 ifindex)

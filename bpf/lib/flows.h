@@ -190,8 +190,8 @@ static __always_inline void open_flow(struct __sk_buff *skb, const struct packet
     flow->reason = judgement.reason;
     flow->egress_rule = judgement.egress_rule;
     flow->ingress_rule = judgement.ingress_rule;
-    flow->ends[0] = found->from_b ? verdict->to : ends->source;
-    flow->ends[1] = found->from_b ? ends->source : verdict->to;
+    flow->ends[0] = found->from_b ? verdict->to : *ends->source;
+    flow->ends[1] = found->from_b ? *ends->source : verdict->to;
     see(flow);
     flow->created = flow->last_seen;
     flow->packets[back] = 1;
@@ -290,12 +290,6 @@ static __noinline bool relate(struct __sk_buff *skb, const struct packet *error,
     verdict->flags = flow->flags;
     resolve(&error->destination, &verdict->to);
     return true;
-}
-
-static __always_inline void resolve_ends(const struct packet *packet, struct ends *ends, struct verdict *verdict)
-{
-    ends->sender = resolve(&packet->source, &ends->source);
-    ends->receiver = resolve(&packet->destination, &verdict->to);
 }
 
 /* The verdict on a packet that find_current had no answer for; its ends are resolved, and not spoofed. */

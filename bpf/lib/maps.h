@@ -47,6 +47,8 @@ WEFT_MAP(denied_budget, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_budget, 1,
 /* As `denied_budget`, of ICMP errors. */
 WEFT_MAP(error_budget, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_budget, 1, 0);
 /* Where a new flow is put together: it is too large for the stack. */
+/* What a new flow comes from: in a map, so that the verifier does not follow each kind of it separately. */
+WEFT_MAP(source_draft, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_end, 1, 0);
 WEFT_MAP(draft, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct weft_flow, 1, 0);
 
 /* A next hop on the uplink, and what comes before a packet that goes there: Ethernet's addresses, and for a tunnel all up to the
