@@ -116,6 +116,8 @@ impl Drop for Worker {
     }
 }
 
+const CGROUP: &str = "weft-test-";
+
 /// A cgroup v2 directory, removed with the test.
 pub struct Cgroup(pub PathBuf);
 
@@ -126,9 +128,22 @@ impl Cgroup {
         } else {
             "/sys/fs/cgroup/unified"
         };
-        let path = PathBuf::from(format!("{root}/weft-test-{}-{name}", std::process::id()));
+        remove_abandoned(root);
+        let path = PathBuf::from(format!("{root}/{CGROUP}{}-{name}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
+    }
+}
+
+/// Whoever is killed drops nothing, and nothing but a later run looks after what it left.
+fn remove_abandoned(root: &str) {
+    for entry in fs::read_dir(root).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let owner = name.strip_prefix(CGROUP).and_then(|rest| rest.split_once('-'));
+        if owner.is_some_and(|(pid, _)| !Path::new("/proc").join(pid).exists()) {
+            // Another run may be quicker.
+            fs::remove_dir(entry.path()).ok();
+        }
     }
 }
 
