@@ -71,6 +71,16 @@ static __always_inline bool may_be_service(const struct packet *packet, const st
     return to->kind == WEFT_END_HOST || to->kind == WEFT_END_REMOTE || to->kind == WEFT_END_SERVICES || to->kind == WEFT_END_OUTSIDE;
 }
 
+/* Some of the node's own addresses are link-local: its name server's. */
+static __always_inline bool is_beyond_node(const struct weft_addr *addr)
+{
+    struct weft_end to;
+    if (!is_link_local(addr))
+        return false;
+    resolve(addr, &to);
+    return to.kind != WEFT_END_HOST;
+}
+
 /* The general way: any packet at all. */
 __noinline int from_pod_any(struct __sk_buff *skb, __u32 stage)
 {
@@ -78,7 +88,7 @@ __noinline int from_pod_any(struct __sk_buff *skb, __u32 stage)
     struct verdict verdict = {};
     struct found found;
     __u8 broken = parse_network(skb, &packet);
-    if (!broken && is_link_local(&packet.destination))
+    if (!broken && is_beyond_node(&packet.destination))
         broken = WEFT_REASON_LINK_LOCAL;
     if (broken)
         return refuse_with(skb, &packet, WEFT_HOOK_FROM_POD, broken);

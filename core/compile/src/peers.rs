@@ -91,7 +91,7 @@ fn contents(
             let content = Content { peers: matched, ports: resolved(ports, names), unknown: false };
             contents.insert(Cidr::host(addr), content);
         };
-    for addr in &snapshot.settings.dns_addresses {
+    for addr in snapshot.settings.name_servers() {
         let NameServer { namespace, labels, ports } = &name_server;
         add(*addr, Some(namespace), &namespace.name, labels, ports);
     }

@@ -26,7 +26,7 @@ pub(crate) fn settings(snapshot: &Snapshot, node: &NodeName, findings: &mut Vec<
     let pods = cluster_pod_cidrs(snapshot);
     NodeSettings {
         node: node.clone(),
-        host_addresses: addresses.iter().chain(&given.dns_addresses).copied().collect(),
+        host_addresses: addresses.iter().chain(given.name_servers()).copied().collect(),
         pod_cidrs: own.map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
         service_cidrs: given.service_cidrs.iter().copied().collect(),
         // Not the nodes' whole network: other machines of it know no way back to a pod.

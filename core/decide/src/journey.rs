@@ -107,7 +107,8 @@ pub fn from_pod(
         Ok(packet) => packet,
         Err(unreadable) => return Outcome::drop(unreadable.reason()),
     };
-    if is_link_local(packet.destination) {
+    // Some of the node's own addresses are link-local: its name server's.
+    if is_link_local(packet.destination) && !plan.settings.host_addresses.contains(&packet.destination) {
         return Outcome::drop(Reason::LinkLocal);
     }
     if plan.endpoints.get(&packet.source).is_none_or(|sender| sender.pod != *pod) {

@@ -258,7 +258,7 @@ fn listeners(snapshot: &Snapshot) -> BTreeMap<Addr, BTreeSet<(Protocol, Port)>> 
             listeners.entry(*addr).or_default().extend(pod.declared_ports.iter().copied());
         }
     }
-    for addr in &snapshot.settings.dns_addresses {
+    for addr in snapshot.settings.name_servers() {
         listeners.entry(*addr).or_default().extend([(Protocol::UDP, Port(53)), (Protocol::TCP, Port(53))]);
     }
     // Nobody can look into what is no pod: a ready endpoint says of itself that it listens.

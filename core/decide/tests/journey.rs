@@ -45,6 +45,7 @@ impl World {
                 service_cidrs: cidr("10.96.0.0/16"),
                 node_cidrs: cidr("172.30.0.0/24"),
                 dns_addresses: vec![addr("10.96.0.10")],
+                node_dns_addresses: vec![addr("169.254.20.10")],
                 routing,
                 ..ClusterSettings::default()
             },
@@ -217,6 +218,7 @@ fn every_destination_has_its_way() {
     assert_eq!(to(WORLD), (Reason::NotIsolated, Action::ToNet));
     assert_eq!(to(NODE), (Reason::NotIsolated, Action::ToStack));
     assert_eq!(to("10.96.0.10"), (Reason::NotIsolated, Action::ToStack));
+    assert_eq!(to("169.254.20.10"), (Reason::NotIsolated, Action::ToStack));
     assert_eq!(to("10.244.1.99"), dropped(Reason::NoSuchPod));
     assert_eq!(to("10.244.9.9"), dropped(Reason::RouteMissing));
     let told_so = Action::Reject(Refusal::Reset);

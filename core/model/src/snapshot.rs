@@ -44,7 +44,11 @@ pub struct ClusterSettings {
     /// Where nodes have their addresses, among other machines perhaps.
     pub node_cidrs: Vec<Cidr>,
     pub routing: Routing,
+    /// The name server's service.
     pub dns_addresses: Vec<Addr>,
+    /// Where every node's name server answers besides, link-local by custom.
+    #[serde(default)]
+    pub node_dns_addresses: Vec<Addr>,
     pub cluster_domain: String,
     pub names: NameSettings,
     /// MTU of the links between nodes; a pod's follows from it and the routing mode.
@@ -74,12 +78,20 @@ impl Default for ClusterSettings {
             node_cidrs: Vec::new(),
             routing: Routing::Direct,
             dns_addresses: Vec::new(),
+            node_dns_addresses: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             names: NameSettings::default(),
             mtu: 1500,
             forwarding: Forwarding::Snat,
             localhost_node_ports: false,
         }
+    }
+}
+
+impl ClusterSettings {
+    /// Every address that a node's own name server answers at.
+    pub fn name_servers(&self) -> impl Iterator<Item = &Addr> {
+        self.dns_addresses.iter().chain(&self.node_dns_addresses)
     }
 }
 

@@ -23,6 +23,7 @@ pub fn cluster(config: &AgentConfig) -> ClusterSettings {
         node_cidrs: cidrs(&config.cluster_cidrs.nodes),
         routing: routing(config),
         dns_addresses: config.dns_ips.iter().copied().map(Addr::from).collect(),
+        node_dns_addresses: node_dns_addresses(&config.dns_ips),
         cluster_domain: config.cluster_domain.clone(),
         names: names(),
         mtu: config.mtu,
@@ -35,6 +36,13 @@ pub fn cluster(config: &AgentConfig) -> ClusterSettings {
 fn names() -> NameSettings {
     let file = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     NameSettings { node_search: ResolvConf::parse(&file).search, ..NameSettings::default() }
+}
+
+/// Where name servers of nodes answer by custom, besides the service's addresses and in their families.
+fn node_dns_addresses(service: &[std::net::IpAddr]) -> Vec<Addr> {
+    let own: [std::net::IpAddr; 2] = [[169, 254, 20, 10].into(), [0xfd00, 0, 0, 0, 0, 0, 0x20, 0x10].into()];
+    let own = own.into_iter().filter(|own| service.iter().any(|other| other.is_ipv4() == own.is_ipv4()));
+    own.map(Addr::from).collect()
 }
 
 fn routing(config: &AgentConfig) -> Routing {

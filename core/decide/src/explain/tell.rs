@@ -262,7 +262,9 @@ impl<'c> Story<'c> {
         }
         let peer = match owner {
             Some(pod) => Party::Pod(pod),
-            None if self.cluster.snapshot.settings.dns_addresses.contains(&to) => Party::NameServer,
+            None if self.cluster.snapshot.settings.name_servers().any(|addr| *addr == to) => {
+                Party::NameServer
+            }
             None => Party::Addr(to),
         };
         if let Some(judged) = way.egress {
