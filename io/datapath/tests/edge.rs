@@ -323,6 +323,31 @@ fn datagrams_move_and_connections_stay_when_a_backend_goes() {
     }
 }
 
+/// A switch that does not know a link address sends its frames to every machine.
+#[test]
+fn frames_for_another_machine_are_left_alone() {
+    let mut fabric = Fabric::new(2, Routing::Direct);
+    let pod = fabric.nodes[0].add_pod(2);
+    expose(&mut fabric, SNAT, &[(pod.v4, 8080)], &[(pod.v6, 8080)]);
+    fabric.apply_all();
+    route_outside(&fabric);
+    serve_udp(&pod.namespace, 8080);
+    for (to, port) in frontends() {
+        let hop = if to.family() == weft_model::Family::V4 { node_v4(1) } else { node_v6(1) };
+        let any = if to.to_ip().is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = fabric.outside.run(move || UdpSocket::bind(any).unwrap());
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.connect(SocketAddr::new(to.to_ip(), port)).unwrap();
+        fabric.outside.ip(&format!("neigh replace {hop} lladdr 02:00:00:00:de:ad dev br0 nud permanent"));
+        socket.send(b"for nobody").unwrap();
+        fabric.outside.ip(&format!("neigh del {hop} dev br0"));
+        socket.send(b"for you").unwrap();
+        let mut answer = [0; 16];
+        let length = socket.recv(&mut answer).unwrap();
+        assert_eq!(&answer[..length], b"for you", "the first answer of {to}");
+    }
+}
+
 /// Processes of the nodes, and pods in their network, as backends.
 fn nodes_own_backends(routing: Routing, edge: Edge) {
     let mut fabric = Fabric::new(2, routing);
