@@ -1,113 +1,22 @@
 //! Which node answers for a load balancer's address: one node's part in it, as a pure state machine. What it knows comes
 //! in by methods, `step` says what to do; leases, sockets and the clock are the shell's (docs/design/announcing.md).
 
+mod conflict;
+mod entry;
+mod standing;
+mod terms;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use weft_model::{Addr, NodeName};
 
-/// A link address.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct LinkAddr(pub [u8; 6]);
-
-impl std::fmt::Display for LinkAddr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Times {
-    /// Between two heartbeats of a node that holds an address.
-    pub heartbeat: Duration,
-    /// A node not heard of for this long is asked for on the network.
-    pub expiry: Duration,
-    /// RFC 5227 and RFC 4862 have longer waits; these fit into a failover of under two seconds.
-    pub probes: u32,
-    pub probe_gap: Duration,
-    /// The next candidate in line waits this much longer.
-    pub stagger: Duration,
-    /// After a claim: when the address is announced, counted from the claim.
-    pub announcements: [Duration; 4],
-    /// An address that somebody answers for is probed again after this.
-    pub recheck: Duration,
-    /// RFC 5227, 2.4: who was contradicted twice within this time does not defend again.
-    pub defence: Duration,
-}
-
-impl Times {
-    /// `nodes`: in a large cluster nodes are heard of less often, so that the API server is not flooded.
-    pub fn for_cluster(nodes: usize) -> Self {
-        let millis = |count: u64| Duration::from_millis(count);
-        let heartbeat = millis(400.max(4 * nodes as u64));
-        Self {
-            heartbeat,
-            expiry: heartbeat * 3,
-            probes: 3,
-            probe_gap: millis(100),
-            stagger: millis(400),
-            announcements: [millis(0), millis(200), millis(1000), millis(3000)],
-            recheck: Duration::from_secs(5),
-            defence: Duration::from_secs(10),
-        }
-    }
-}
-
-/// Who holds an address, as its Lease says.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Claim {
-    /// `None`: given up.
-    pub holder: Option<NodeName>,
-    /// The Lease's version: a claim is made on the one that was seen.
-    pub version: String,
-    pub transitions: u32,
-    /// What the Lease says about who keeps the address from its candidates.
-    pub obstacle: Option<Obstacle>,
-}
-
-/// Why an address is not taken.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Obstacle {
-    /// No node holds it, and a machine answers for it.
-    InUse(LinkAddr),
-    /// Its holder's agent is silent, and a machine, most likely the holder, still answers: nothing is lost.
-    HolderAnswers(LinkAddr),
-    /// Its holder announces it, and so does another machine.
-    Contested(LinkAddr),
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Effect {
-    /// Ask the network who has the address.
-    Probe(Addr),
-    /// Tell the network that this node has it.
-    Announce(Addr),
-    /// Take the Lease on the version that was seen; `after`: whose heartbeat must not have come meanwhile.
-    Claim { addr: Addr, seen: Option<Claim>, after: Option<NodeName> },
-    /// The address is withdrawn: let the next candidate have it.
-    HandOver { addr: Addr, version: String },
-    /// The address is withdrawn and nobody's: the Lease goes.
-    Delete { addr: Addr, version: String },
-    /// Say in the Lease what keeps the address from being taken or held; `None`: nothing any more.
-    Report { addr: Addr, seen: Option<Claim>, obstacle: Option<Obstacle> },
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Api {
-    Reachable,
-    Away,
-}
-
-/// How the write of a claim ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    Taken,
-    /// Somebody was faster, or its holder lives.
-    Refused,
-    /// Nobody knows: the server did not answer.
-    Failed,
-}
+use conflict::{Conflict, Look};
+pub use entry::Phase;
+use entry::{Entry, contradicted, give_up, report, take_back, wakes};
+use standing::Standing;
+pub use standing::Trust;
+pub use terms::{Api, Claim, Effect, LinkAddr, Obstacle, Outcome, Times};
 
 pub struct Announcer {
     me: NodeName,
@@ -119,6 +28,16 @@ pub struct Announcer {
     knows_leases: bool,
     hearts: BTreeMap<NodeName, Heart>,
     entries: BTreeMap<Addr, Entry>,
+    standing: Standing,
+    /// Entries to look at in the next step, and when the others want to be looked at: a step costs what happened.
+    dirty: BTreeSet<Addr>,
+    timers: BTreeSet<(Instant, Addr)>,
+    /// What follows from the entries' phases.
+    held: BTreeSet<Addr>,
+    live: BTreeSet<Addr>,
+    touched: BTreeSet<Addr>,
+    looks: u64,
+    relist: bool,
 }
 
 struct Heart {
@@ -126,98 +45,107 @@ struct Heart {
     seen: Instant,
 }
 
-#[derive(Default)]
-struct Entry {
-    /// Candidates in the order of preference; `None`: nobody is to announce it.
-    wanted: Option<Vec<NodeName>>,
-    claim: Option<Claim>,
-    /// Since when the Lease has this holder, or none, as seen here.
-    since: Option<Instant>,
-    phase: Phase,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum Phase {
-    #[default]
-    Idle,
-    /// It may be this node's turn then.
-    Waiting {
-        until: Instant,
-    },
-    Probing {
-        sent: u32,
-        next: Instant,
-    },
-    Claiming,
-    /// Held, and its Lease has to be written anew.
-    Retaking,
-    Holding {
-        since: Instant,
-        announced: usize,
-        defended: Option<Instant>,
-    },
-    /// Somebody answers for the address.
-    Blocked {
-        obstacle: Obstacle,
-        until: Instant,
-    },
-}
-
 impl Announcer {
     /// `held`: what this node answered for before; it goes on until a Lease says otherwise.
     pub fn new(me: NodeName, held: BTreeSet<Addr>, times: Times, now: Instant) -> Self {
-        let holding = |addr| {
-            let announced = times.announcements.len();
-            let phase = Phase::Holding { since: now, announced, defended: None };
-            (addr, Entry { phase, ..Entry::default() })
-        };
-        let entries = held.into_iter().map(holding).collect();
-        Self {
+        let mut announcer = Self {
             me,
             times,
             api: Api::Away,
             knows_wanted: false,
             knows_leases: false,
             hearts: BTreeMap::new(),
-            entries,
+            entries: BTreeMap::new(),
+            standing: Standing::default(),
+            dirty: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            held: BTreeSet::new(),
+            live: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            looks: 0,
+            relist: false,
+        };
+        let announced = times.announcements.len();
+        for addr in held {
+            let phase = Phase::Holding { since: now, announced, conflict: None };
+            announcer.settle(addr, Entry { phase, ..Entry::default() });
         }
+        announcer
     }
 
     pub fn set_times(&mut self, times: Times) {
         self.times = times;
     }
 
+    /// Addresses of the other nodes on the link: while this node is in doubt it asks for them.
+    pub fn set_peers(&mut self, peers: impl IntoIterator<Item = Addr>) {
+        self.standing.set_peers(peers);
+    }
+
     /// What this node answers for.
-    pub fn held(&self) -> BTreeSet<Addr> {
-        let holds = |phase: &Phase| matches!(phase, Phase::Holding { .. } | Phase::Retaking);
-        self.entries.iter().filter(|(_, entry)| holds(&entry.phase)).map(|(addr, _)| *addr).collect()
+    pub fn held(&self) -> &BTreeSet<Addr> {
+        &self.held
     }
 
     /// Others watch this node's heartbeat while it holds something, or is about to.
     pub fn beats(&self) -> bool {
-        let live =
-            |entry: &Entry| matches!(entry.phase, Phase::Holding { .. } | Phase::Retaking | Phase::Claiming);
-        self.entries.values().any(live)
+        !self.live.is_empty()
+    }
+
+    pub fn trust(&self) -> Trust {
+        self.standing.trust(&self.times)
     }
 
     pub fn phases(&self) -> impl Iterator<Item = (Addr, &Phase, Option<&Claim>)> {
         self.entries.iter().map(|(addr, entry)| (*addr, &entry.phase, entry.claim.as_ref()))
     }
 
-    /// Addresses that answers on the network are of interest for.
-    pub fn watched(&self) -> BTreeSet<Addr> {
-        let quiet = |phase: &Phase| matches!(phase, Phase::Idle | Phase::Waiting { .. });
-        self.entries.iter().filter(|(_, entry)| !quiet(&entry.phase)).map(|(addr, _)| *addr).collect()
+    pub fn phase(&self, addr: Addr) -> Option<(&Phase, Option<&Claim>)> {
+        self.entries.get(&addr).map(|entry| (&entry.phase, entry.claim.as_ref()))
+    }
+
+    /// Addresses that were looked at since this was asked last.
+    pub fn take_touched(&mut self) -> BTreeSet<Addr> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// How often an address was looked at.
+    pub fn looks(&self) -> u64 {
+        self.looks
+    }
+
+    /// Answers on the network are of interest for this address.
+    pub fn is_watched(&self, addr: Addr) -> bool {
+        let quiet = |phase: &Phase| matches!(phase, Phase::Idle | Phase::Waiting { .. } | Phase::Aside);
+        self.entries.get(&addr).is_some_and(|entry| !quiet(&entry.phase))
+    }
+
+    /// Nodes it asks for, as long as it is in doubt.
+    pub fn watched_peers(&self) -> impl Iterator<Item = Addr> + '_ {
+        let asks = self.trust() != Trust::Sound;
+        self.standing.peers().filter(move |_| asks)
+    }
+
+    /// True once after it became unsure of what the Leases say: they have to be listed anew.
+    pub fn take_relist(&mut self) -> bool {
+        std::mem::take(&mut self.relist)
     }
 
     /// Every address to announce, with its candidates in order of preference.
-    pub fn want(&mut self, wanted: BTreeMap<Addr, Vec<NodeName>>, now: Instant) {
-        self.knows_wanted = true;
-        for entry in self.entries.values_mut() {
-            entry.wanted = None;
+    pub fn want(&mut self, mut wanted: BTreeMap<Addr, Vec<NodeName>>, now: Instant) {
+        if !std::mem::replace(&mut self.knows_wanted, true) {
+            self.dirty.extend(self.entries.keys());
+        }
+        for (addr, entry) in &mut self.entries {
+            let wanted = wanted.remove(addr);
+            if entry.wanted != wanted {
+                entry.wanted = wanted;
+                self.dirty.insert(*addr);
+            }
         }
         for (addr, candidates) in wanted {
-            self.entries.entry(addr).or_default().wanted = Some(candidates);
+            self.entries.insert(addr, Entry { wanted: Some(candidates), ..Entry::default() });
+            self.dirty.insert(addr);
         }
         self.mark_unclaimed(now);
     }
@@ -229,8 +157,12 @@ impl Announcer {
     }
 
     fn mark_unclaimed(&mut self, now: Instant) {
-        if self.knows_leases {
-            self.entries.values_mut().for_each(|entry| entry.since = entry.since.or(Some(now)));
+        if !self.knows_leases {
+            return;
+        }
+        for (addr, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.since.is_none()) {
+            entry.since = Some(now);
+            self.dirty.insert(*addr);
         }
     }
 
@@ -240,19 +172,31 @@ impl Announcer {
         let holder = |claim: &Option<Claim>| claim.as_ref().and_then(|claim| claim.holder.clone());
         if entry.since.is_none() || holder(&entry.claim) != holder(&claim) {
             entry.since = Some(now);
+            entry.left_alone = None;
             // Whatever was prepared was prepared against another holder.
             if matches!(entry.phase, Phase::Waiting { .. } | Phase::Probing { .. } | Phase::Blocked { .. }) {
                 entry.phase = Phase::Idle;
             }
         }
         entry.claim = claim;
+        self.dirty.insert(addr);
     }
 
     pub fn heartbeat_seen(&mut self, node: &NodeName, text: &str, now: Instant) {
+        let expiry = self.times.expiry;
         let heart =
             self.hearts.entry(node.clone()).or_insert_with(|| Heart { text: String::new(), seen: now });
-        if heart.text != text {
-            *heart = Heart { text: text.to_owned(), seen: now };
+        if heart.text == text {
+            return;
+        }
+        let silent = now.saturating_duration_since(heart.seen) >= expiry;
+        *heart = Heart { text: text.to_owned(), seen: now };
+        // Otherwise nothing was under way that this could change: timers look at it when they are due.
+        if silent {
+            let its =
+                |entry: &Entry| entry.claim.as_ref().is_some_and(|claim| claim.holder.as_ref() == Some(node));
+            let held = self.entries.iter().filter(|(_, entry)| its(entry)).map(|(addr, _)| *addr);
+            self.dirty.extend(held);
         }
     }
 
@@ -260,86 +204,154 @@ impl Announcer {
         self.hearts.remove(node);
     }
 
-    /// What was not heard while the server was away says nothing about anybody.
+    /// This node's own heartbeat, sent then, got through.
+    pub fn beaten(&mut self, sent: Instant, now: Instant) {
+        let before = self.trust();
+        if self.standing.beaten(sent, now, &self.times) {
+            self.lose_track(now);
+        }
+        self.trusted_anew(before);
+    }
+
+    /// Reachable: every Lease was listed since. What was not heard while the server was away says nothing about anybody.
     pub fn api(&mut self, api: Api, now: Instant) {
         if api == Api::Reachable && self.api == Api::Away {
             self.hearts.values_mut().for_each(|heart| heart.seen = now);
             self.entries.values_mut().for_each(|entry| entry.since = entry.since.map(|_| now));
         }
-        self.api = api;
+        if std::mem::replace(&mut self.api, api) != api {
+            self.dirty.extend(self.entries.keys());
+        }
     }
 
     pub fn claimed(&mut self, addr: Addr, outcome: Outcome, now: Instant) {
         let Some(entry) = self.entries.get_mut(&addr) else { return };
         let announced = self.times.announcements.len();
         entry.phase = match (&entry.phase, outcome) {
-            (Phase::Claiming, Outcome::Taken) => Phase::Holding { since: now, announced: 0, defended: None },
+            (Phase::Claiming, Outcome::Taken) => Phase::Holding { since: now, announced: 0, conflict: None },
             (Phase::Claiming, _) => Phase::Waiting { until: now + self.times.expiry },
             (Phase::Retaking, Outcome::Refused) => Phase::Idle,
-            (Phase::Retaking, _) => Phase::Holding { since: now, announced, defended: None },
+            (Phase::Retaking, _) => Phase::Holding { since: now, announced, conflict: None },
             _ => return,
         };
+        if outcome == Outcome::Taken {
+            entry.left_alone = None;
+        }
+        self.derive(addr);
+        self.dirty.insert(addr);
+    }
+
+    /// A machine on the link was heard, whatever it said.
+    pub fn heard_any(&mut self) {
+        let before = self.trust();
+        self.standing.heard_any();
+        self.trusted_anew(before);
     }
 
     /// Another machine says that it has the address.
     pub fn heard(&mut self, addr: Addr, from: LinkAddr, now: Instant) -> Vec<Effect> {
-        let (times, api, me) = (self.times, self.api, self.me.clone());
+        let before = self.trust();
+        self.standing.heard_any();
+        self.standing.heard(addr, now, &self.times);
+        self.trusted_anew(before);
+        let (times, api) = (self.times, self.api);
         let Some(entry) = self.entries.get_mut(&addr) else { return Vec::new() };
-        match &mut entry.phase {
+        let effects = match &entry.phase {
             Phase::Probing { .. } => {
                 let obstacle = match entry.claim.as_ref().and_then(|claim| claim.holder.as_ref()) {
                     Some(_) => Obstacle::HolderAnswers(from),
                     None => Obstacle::InUse(from),
                 };
-                entry.phase = Phase::Blocked { obstacle: obstacle.clone(), until: now + times.recheck };
+                entry.block(obstacle.clone(), now, &times);
                 report(addr, entry, Some(obstacle))
             }
-            Phase::Holding { defended, .. } => {
-                let ours = entry.claim.as_ref().is_some_and(|claim| claim.holder.as_ref() == Some(&me));
-                if !ours || api == Api::Away {
-                    let obstacle = Obstacle::Contested(from);
-                    entry.phase = Phase::Blocked { obstacle, until: now + times.recheck };
-                    return Vec::new();
-                }
-                let again = defended.is_some_and(|at| now.saturating_duration_since(at) < times.defence);
-                if again {
-                    return report(addr, entry, Some(Obstacle::Contested(from)));
-                }
-                *defended = Some(now);
-                vec![Effect::Announce(addr)]
+            Phase::Returning { .. } => {
+                entry.block(Obstacle::Contested(from), now, &times);
+                Vec::new()
             }
-            _ => Vec::new(),
-        }
+            Phase::Holding { .. } => contradicted(addr, entry, from, (&self.me, api), now, &times),
+            _ => return Vec::new(),
+        };
+        self.derive(addr);
+        self.dirty.insert(addr);
+        effects
     }
 
     /// What to do now. To be called after everything that came in, and at `next`.
     pub fn step(&mut self, now: Instant) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        let addresses: Vec<Addr> = self.entries.keys().copied().collect();
-        for addr in addresses {
+        let mut effects = self.stand(now);
+        while let Some((due, addr)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
+            self.timers.remove(&(due, addr));
+            self.dirty.insert(addr);
+        }
+        for addr in std::mem::take(&mut self.dirty) {
             let Some(mut entry) = self.entries.remove(&addr) else { continue };
+            self.looks += 1;
             self.step_one(addr, &mut entry, now, &mut effects);
-            let forgotten = entry.wanted.is_none() && entry.claim.is_none() && entry.phase == Phase::Idle;
-            if !forgotten {
-                self.entries.insert(addr, entry);
-            }
+            self.settle(addr, entry);
         }
         effects
     }
 
     /// When `step` has something to do although nothing came in.
     pub fn next(&self) -> Option<Instant> {
-        self.entries
-            .values()
-            .filter_map(|entry| match &entry.phase {
-                Phase::Idle | Phase::Claiming | Phase::Retaking => None,
-                Phase::Waiting { until } | Phase::Blocked { until, .. } => Some(*until),
-                Phase::Probing { next, .. } => Some(*next),
-                Phase::Holding { since, announced, .. } => {
-                    self.times.announcements.get(*announced).map(|after| *since + *after)
-                }
-            })
-            .min()
+        let timer = self.timers.first().map(|(due, _)| *due);
+        let standing = self.standing.next(&self.times).filter(|_| self.beats());
+        timer.into_iter().chain(standing).min()
+    }
+
+    /// Whether it may go on although its heartbeat does not get through, and whom it asks for that.
+    fn stand(&mut self, now: Instant) -> Vec<Effect> {
+        let before = self.trust();
+        let round = self.standing.step(self.beats(), now, &self.times);
+        if self.standing.became_overdue(now, &self.times) {
+            self.lose_track(now);
+        }
+        self.trusted_anew(before);
+        let round = round.unwrap_or_default();
+        let own = self.held.iter().copied().filter(|_| round.own);
+        round.peers.into_iter().chain(own).map(Effect::Probe).collect()
+    }
+
+    /// Others may have acted on this node's silence: what the Leases say is to be read anew.
+    fn lose_track(&mut self, now: Instant) {
+        self.relist = true;
+        self.api(Api::Away, now);
+    }
+
+    fn trusted_anew(&mut self, before: Trust) {
+        if self.trust() != before {
+            self.dirty.extend(&self.live);
+        }
+    }
+
+    /// Puts an entry back, and what follows from it.
+    fn settle(&mut self, addr: Addr, entry: Entry) {
+        let forgotten = entry.wanted.is_none() && entry.claim.is_none() && entry.phase == Phase::Idle;
+        if forgotten {
+            if let Some(timer) = entry.timer {
+                self.timers.remove(&(timer, addr));
+            }
+        } else {
+            self.entries.insert(addr, entry);
+        }
+        self.derive(addr);
+    }
+
+    fn derive(&mut self, addr: Addr) {
+        let put = |set: &mut BTreeSet<Addr>, is: bool| if is { set.insert(addr) } else { set.remove(&addr) };
+        let phase = self.entries.get(&addr).map(|entry| &entry.phase);
+        let holds = matches!(phase, Some(Phase::Holding { .. } | Phase::Retaking));
+        let live = matches!(phase, Some(Phase::Claiming | Phase::Aside | Phase::Returning { .. }));
+        put(&mut self.held, holds);
+        put(&mut self.live, holds || live);
+        self.touched.insert(addr);
+        let next = phase.and_then(|phase| wakes(phase, &self.times));
+        let Some(entry) = self.entries.get_mut(&addr) else { return };
+        if let Some(timer) = std::mem::replace(&mut entry.timer, next) {
+            self.timers.remove(&(timer, addr));
+        }
+        self.timers.extend(next.map(|next| (next, addr)));
     }
 
     fn step_one(&self, addr: Addr, entry: &mut Entry, now: Instant, effects: &mut Vec<Effect>) {
@@ -350,6 +362,9 @@ impl Announcer {
         }
         if matches!(entry.phase, Phase::Claiming | Phase::Retaking) {
             return;
+        }
+        if matches!(entry.phase, Phase::Aside | Phase::Returning { .. }) && !self.knows(entry) {
+            return self.come_back(addr, entry, now, effects);
         }
         if !self.knows_wanted {
             return entry.phase = Phase::Idle;
@@ -369,10 +384,6 @@ impl Announcer {
                 entry.phase = Phase::Waiting { until: due };
             }
             Phase::Blocked { until, .. } if now < until => {}
-            Phase::Idle | Phase::Waiting { .. } | Phase::Blocked { .. } => {
-                effects.push(Effect::Probe(addr));
-                entry.phase = Phase::Probing { sent: 1, next: now + self.times.probe_gap };
-            }
             Phase::Probing { next, .. } if now < next => {}
             // The holder was heard of while it was probed for.
             Phase::Probing { .. } if now < due => entry.phase = Phase::Waiting { until: due },
@@ -384,8 +395,19 @@ impl Announcer {
                 effects.push(Effect::Claim { addr, seen: entry.claim.clone(), after: holder });
                 entry.phase = Phase::Claiming;
             }
+            // Leases are known again, and this node is not the holder.
+            Phase::Aside | Phase::Returning { .. } => entry.phase = Phase::Waiting { until: due },
+            Phase::Idle | Phase::Waiting { .. } | Phase::Blocked { .. } => {
+                effects.push(Effect::Probe(addr));
+                entry.phase = Phase::Probing { sent: 1, next: now + self.times.probe_gap };
+            }
             Phase::Claiming | Phase::Retaking | Phase::Holding { .. } => {}
         }
+    }
+
+    /// Whether it is certain who is to have the address.
+    fn knows(&self, entry: &Entry) -> bool {
+        self.api == Api::Reachable && entry.since.is_some() && self.knows_wanted
     }
 
     fn hold(
@@ -396,7 +418,7 @@ impl Announcer {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
-        if self.api == Api::Reachable && entry.since.is_some() && self.knows_wanted {
+        if self.knows(entry) {
             match (&entry.claim, holder) {
                 (_, Some(holder)) if holder != self.me => return entry.phase = Phase::Idle,
                 _ if !self.is_candidate(entry) => return give_up(addr, entry, effects),
@@ -408,19 +430,50 @@ impl Announcer {
                 _ => {}
             }
         }
-        if let Phase::Holding { since, announced, defended } = &mut entry.phase {
-            let due = self.times.announcements.iter().filter(|after| *since + **after <= now).count();
-            if due > *announced {
-                effects.push(Effect::Announce(addr));
-                *announced = due;
+        if self.trust() == Trust::CutOff {
+            return entry.phase = Phase::Aside;
+        }
+        let Phase::Holding { since, announced, conflict } = &mut entry.phase else { return };
+        let due = self.times.announcements.iter().filter(|after| *since + **after <= now).count();
+        if due > *announced {
+            effects.push(Effect::Announce(addr));
+            *announced = due;
+        }
+        let reachable = self.api == Api::Reachable;
+        let said = entry.claim.as_ref().and_then(|claim| claim.obstacle.as_ref());
+        match (conflict.as_mut().map(|conflict| conflict.step(now, &self.times)), said) {
+            (Some(Look::Ask), _) => effects.push(Effect::Probe(addr)),
+            (Some(Look::Defend), _) => effects.push(Effect::Announce(addr)),
+            (Some(Look::Wait), _) => {}
+            (Some(Look::Over), _) => {
+                *conflict = None;
+                effects.extend(take_back(addr, entry).filter(|_| reachable));
             }
-            let calm = defended.is_none_or(|at| now.saturating_duration_since(at) >= self.times.defence);
-            let reported = entry.claim.as_ref().is_some_and(|claim| claim.obstacle.is_some());
-            if calm && reported && self.api == Api::Reachable {
-                effects.extend(report(addr, entry, None));
-                if let Some(claim) = &mut entry.claim {
-                    claim.obstacle = None;
-                }
+            // Said before this agent was started: whether it still is so is asked first.
+            (None, Some(Obstacle::Contested(_))) => *conflict = Some(Conflict::resume(now, &self.times)),
+            (None, Some(_)) if reachable => effects.extend(take_back(addr, entry)),
+            (None, _) => {}
+        }
+    }
+
+    /// Withdrawn while it was cut off, and the Leases are not to be read yet: without an answer from who may have taken
+    /// the address meanwhile nobody has.
+    fn come_back(&self, addr: Addr, entry: &mut Entry, now: Instant, effects: &mut Vec<Effect>) {
+        let gap = self.times.probe_gap;
+        match entry.phase {
+            _ if self.trust() == Trust::CutOff => entry.phase = Phase::Aside,
+            Phase::Returning { next, .. } if now < next => {}
+            Phase::Returning { sent, .. } if sent >= self.times.probes => {
+                effects.push(Effect::Announce(addr));
+                entry.phase = Phase::Holding { since: now, announced: 1, conflict: None };
+            }
+            Phase::Returning { sent, .. } => {
+                effects.push(Effect::Probe(addr));
+                entry.phase = Phase::Returning { sent: sent + 1, next: now + gap };
+            }
+            _ => {
+                effects.push(Effect::Probe(addr));
+                entry.phase = Phase::Returning { sent: 1, next: now + gap };
             }
         }
     }
@@ -433,9 +486,12 @@ impl Announcer {
         if !self.is_candidate(entry) {
             return give_up(addr, entry, effects);
         }
+        if self.trust() == Trust::CutOff {
+            return entry.phase = Phase::Aside;
+        }
         if !matches!(&entry.phase, Phase::Blocked { until, .. } if now < *until) {
             effects.push(Effect::Announce(addr));
-            entry.phase = Phase::Holding { since: now, announced: 1, defended: None };
+            entry.phase = Phase::Holding { since: now, announced: 1, conflict: None };
         }
     }
 
@@ -458,28 +514,6 @@ impl Announcer {
         };
         Some(free + self.times.stagger * u32::try_from(rank).unwrap_or(u32::MAX))
     }
-}
-
-/// The writer of Leases tries until it is done, so the Lease counts as written.
-fn give_up(addr: Addr, entry: &mut Entry, effects: &mut Vec<Effect>) {
-    entry.phase = Phase::Idle;
-    let Some(claim) = &mut entry.claim else { return };
-    let version = claim.version.clone();
-    if entry.wanted.is_some() {
-        claim.holder = None;
-        effects.push(Effect::HandOver { addr, version });
-    } else {
-        entry.claim = None;
-        effects.push(Effect::Delete { addr, version });
-    }
-}
-
-/// Said once: what the Lease says already is not written again.
-fn report(addr: Addr, entry: &Entry, obstacle: Option<Obstacle>) -> Vec<Effect> {
-    if entry.claim.as_ref().and_then(|claim| claim.obstacle.as_ref()) == obstacle.as_ref() {
-        return Vec::new();
-    }
-    vec![Effect::Report { addr, seen: entry.claim.clone(), obstacle }]
 }
 
 #[cfg(test)]
