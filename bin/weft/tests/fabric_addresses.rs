@@ -83,6 +83,15 @@ fn link_address(fabric: &Fabric, node: &str) -> String {
     words.nth(1).expect("a link address").to_owned()
 }
 
+/// The node's own part in the address, as its agent tells.
+fn state(fabric: &Fabric, node: &str) -> Option<String> {
+    let status = fabric.json(&["status"]);
+    let row = status.as_array()?.iter().find(|row| row["node"] == *node)?.clone();
+    let rows = row["agent"]["addresses"].as_array().cloned().unwrap_or_default();
+    let row = rows.into_iter().find(|row| row["address"] == V4)?;
+    row["state"].as_str().map(str::to_owned)
+}
+
 #[test]
 fn an_address_is_given_announced_taken_over_and_withdrawn() {
     let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
@@ -122,14 +131,37 @@ fn an_address_is_given_announced_taken_over_and_withdrawn() {
     // The machine is back and finds that it is no longer the holder.
     in_namespace(&fabric, "underlay", &["ip", "link", "set", &owner, "up"]);
     signal(agent, libc::SIGCONT);
-    let idle = || {
-        let status = fabric.json(&["status"]);
-        let node = status.as_array().unwrap().iter().find(|row| row["node"] == *owner).cloned().unwrap();
-        let rows = node["agent"]["addresses"].as_array().cloned().unwrap_or_default();
-        rows.iter().any(|row| row["address"] == V4 && row["state"] != "holding")
-    };
+    let idle = || state(&fabric, &owner).is_some_and(|state| state != "holding");
     assert!(wait_until(PATIENCE, idle), "{}", fabric.logs());
-    assert_eq!(holder(&fabric, V4), Some(next));
+    assert_eq!(holder(&fabric, V4).as_ref(), Some(&next));
+
+    // A holder that lives, cut off from link and API server, withdraws by itself. So it does not answer beside its
+    // successor when the link is back before the way to the API server is.
+    let cut = [
+        "nft",
+        "add table inet cut; add chain inet cut in { type filter hook input priority 0; }; \
+        add rule inet cut in tcp dport 6443 drop; add rule inet cut in tcp sport 6443 drop",
+    ];
+    in_namespace(&fabric, &next, &cut);
+    in_namespace(&fabric, "underlay", &["ip", "link", "set", &next, "down"]);
+    let withdrawn = || state(&fabric, &next).as_deref() == Some("cut-off");
+    assert!(wait_until(PATIENCE, withdrawn), "{:?}{}", state(&fabric, &next), fabric.logs());
+    let moved = || holder(&fabric, V4).is_some_and(|now| now != next);
+    assert!(wait_until(PATIENCE, moved), "{:?}{}", leases(&fabric), fabric.logs());
+    let last = holder(&fabric, V4).unwrap();
+    in_namespace(&fabric, "underlay", &["ip", "link", "set", &next, "up"]);
+    let reached = || resolved(&fabric, V4) == Some(link_address(&fabric, &last));
+    assert!(wait_until(PATIENCE, reached), "{last}: {:?}", resolved(&fabric, V4));
+    let heard = || state(&fabric, &next).is_some_and(|state| state != "cut-off");
+    assert!(wait_until(PATIENCE, heard), "{}", fabric.logs());
+    for _ in 0..5 {
+        assert_eq!(resolved(&fabric, V4), Some(link_address(&fabric, &last)), "{:?}", state(&fabric, &next));
+        assert_ne!(state(&fabric, &next).as_deref(), Some("holding"));
+    }
+    in_namespace(&fabric, &next, &["nft", "delete table inet cut"]);
+    let knows = || matches!(state(&fabric, &next).as_deref(), Some("waiting"));
+    assert!(wait_until(PATIENCE, knows), "{:?}{}", state(&fabric, &next), fabric.logs());
+    assert_eq!(holder(&fabric, V4), Some(last));
 
     // What nobody wants leaves nothing.
     fabric.delete(SERVICE);

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_model::{
-    Addr, AddressGiver, Announcement, Endpoint, EndpointCondition, IpMode, NodeName, Selector, Service,
+    Addr, AddressGiver, Announcement, Endpoint, EndpointCondition, IpMode, Node, NodeName, Selector, Service,
     ServiceKey, ServiceKind, Snapshot, TrafficPolicy,
 };
 
@@ -23,28 +23,126 @@ pub struct Announced {
 }
 
 pub fn announced(snapshot: &Snapshot) -> BTreeMap<Addr, Announced> {
-    let mut users: BTreeMap<Addr, Vec<&Service>> = BTreeMap::new();
-    for service in snapshot.services.values().filter(|service| is_ours(service)) {
-        for ip in service.load_balancer_ips.iter().filter(|ip| ip.mode == IpMode::Vip) {
-            users.entry(ip.addr).or_default().push(service);
+    let mut announcements = Announcements::default();
+    announcements.follow(snapshot);
+    announcements.all
+}
+
+/// The same for one snapshot after the other: a change costs what it concerns.
+#[derive(Default)]
+pub struct Announcements {
+    last: Option<Snapshot>,
+    all: BTreeMap<Addr, Announced>,
+    users: BTreeMap<Addr, BTreeSet<ServiceKey>>,
+    slices_of: BTreeMap<ServiceKey, BTreeSet<ServiceKey>>,
+    made: u64,
+}
+
+impl Announcements {
+    pub fn all(&self) -> &BTreeMap<Addr, Announced> {
+        &self.all
+    }
+
+    /// How many addresses were worked out so far.
+    pub fn made(&self) -> u64 {
+        self.made
+    }
+
+    /// Whether anything about any address has changed.
+    pub fn follow(&mut self, snapshot: &Snapshot) -> bool {
+        let before = self.last.replace(snapshot.clone()).unwrap_or_default();
+        let mut affected = BTreeSet::new();
+        for change in snapshot.services.changes(&before.services) {
+            for service in [change.before, change.after].into_iter().flatten().filter(|one| is_ours(one)) {
+                affected.extend(addresses(service));
+            }
+            self.put_users(change.before, change.after);
+        }
+        for change in snapshot.slices.changes(&before.slices) {
+            if let Some(slice) = change.before {
+                forget(&mut self.slices_of, &slice.service, change.key);
+            }
+            if let Some(slice) = change.after {
+                self.slices_of.entry(slice.service.clone()).or_default().insert(change.key.clone());
+            }
+            for slice in [change.before, change.after].into_iter().flatten() {
+                let service = snapshot.services.get(&slice.service).filter(|service| is_ours(service));
+                let keeps_local = service.filter(|service| service.external_policy == TrafficPolicy::Local);
+                affected.extend(keeps_local.into_iter().flat_map(addresses));
+            }
+        }
+        let about = |node: &Node| (node.ready, node.labels.clone());
+        let mut nodes = snapshot.nodes.changes(&before.nodes);
+        if snapshot.pools != before.pools || nodes.any(|node| node.before.map(about) != node.after.map(about))
+        {
+            affected.extend(self.users.keys().chain(self.all.keys()));
+        }
+        let mut changed = false;
+        for addr in affected {
+            self.made += 1;
+            let now = self.make(snapshot, addr);
+            let was = match now.clone() {
+                Some(now) => self.all.insert(addr, now),
+                None => self.all.remove(&addr),
+            };
+            changed |= was != now;
+        }
+        changed
+    }
+
+    fn put_users(&mut self, before: Option<&Service>, after: Option<&Service>) {
+        if let Some(service) = before.filter(|service| is_ours(service)) {
+            addresses(service).for_each(|addr| forget(&mut self.users, &addr, &service.key));
+        }
+        if let Some(service) = after.filter(|service| is_ours(service)) {
+            for addr in addresses(service) {
+                self.users.entry(addr).or_default().insert(service.key.clone());
+            }
         }
     }
-    let mut announced = BTreeMap::new();
-    for (addr, services) in users {
-        let Some(pool) = pool_of(snapshot, addr) else { continue };
-        let Announcement::Layer2 { interfaces, nodes } = &pool.announcement else { continue };
+
+    fn make(&self, snapshot: &Snapshot, addr: Addr) -> Option<Announced> {
+        let users = self.users.get(&addr)?;
+        let Announcement::Layer2 { interfaces, nodes } = &pool_of(snapshot, addr)?.announcement else {
+            return None;
+        };
         let mut candidates = eligible(snapshot, nodes.as_ref());
-        for service in services.iter().filter(|service| service.external_policy == TrafficPolicy::Local) {
-            let local = nodes_with_endpoints(snapshot, &service.key);
+        let services = users.iter().filter_map(|key| snapshot.services.get(key));
+        for service in services.filter(|service| service.external_policy == TrafficPolicy::Local) {
+            let local = self.nodes_with_endpoints(snapshot, &service.key);
             candidates.retain(|node| local.contains(node));
         }
         candidates.sort_by_key(|node| {
             std::cmp::Reverse(Digest::of("announce", [&addr.octets()[..], node.as_str().as_bytes()]))
         });
-        let services = services.iter().map(|service| service.key.clone()).collect();
-        announced.insert(addr, Announced { candidates, services, interfaces: interfaces.clone() });
+        Some(Announced { candidates, services: users.clone(), interfaces: interfaces.clone() })
     }
-    announced
+
+    /// Ready endpoints; if there are none, those that serve while they terminate (KEP-1669).
+    fn nodes_with_endpoints(&self, snapshot: &Snapshot, service: &ServiceKey) -> BTreeSet<NodeName> {
+        let keys = self.slices_of.get(service).into_iter().flatten();
+        let slices = keys.filter_map(|key| snapshot.slices.get(key));
+        let endpoints: Vec<&Endpoint> = slices.flat_map(|slice| &slice.endpoints).collect();
+        let with = |condition| -> BTreeSet<NodeName> {
+            let matching = endpoints.iter().filter(|endpoint| endpoint.condition == condition);
+            matching.filter_map(|endpoint| endpoint.node.clone()).collect()
+        };
+        let ready = with(EndpointCondition::Ready);
+        if ready.is_empty() { with(EndpointCondition::ServingTerminating) } else { ready }
+    }
+}
+
+fn addresses(service: &Service) -> impl Iterator<Item = Addr> + '_ {
+    service.load_balancer_ips.iter().filter(|ip| ip.mode == IpMode::Vip).map(|ip| ip.addr)
+}
+
+fn forget<K: Ord>(map: &mut BTreeMap<K, BTreeSet<ServiceKey>>, from: &K, key: &ServiceKey) {
+    if let Some(keys) = map.get_mut(from) {
+        keys.remove(key);
+        if keys.is_empty() {
+            map.remove(from);
+        }
+    }
 }
 
 fn is_ours(service: &Service) -> bool {
@@ -62,23 +160,10 @@ fn eligible(snapshot: &Snapshot, selector: Option<&Selector>) -> Vec<NodeName> {
     selected.iter().filter(|node| node.ready || !ready).map(|node| node.name.clone()).collect()
 }
 
-/// Ready endpoints; if there are none, those that serve while they terminate (KEP-1669).
-fn nodes_with_endpoints(snapshot: &Snapshot, service: &ServiceKey) -> BTreeSet<NodeName> {
-    let slices = snapshot.slices.values().filter(|slice| slice.service == *service);
-    let endpoints: Vec<&Endpoint> = slices.flat_map(|slice| &slice.endpoints).collect();
-    let with = |condition| -> BTreeSet<NodeName> {
-        let matching = endpoints.iter().filter(|endpoint| endpoint.condition == condition);
-        matching.filter_map(|endpoint| endpoint.node.clone()).collect()
-    };
-    let ready = with(EndpointCondition::Ready);
-    if ready.is_empty() { with(EndpointCondition::ServingTerminating) } else { ready }
-}
-
 #[cfg(test)]
 mod tests {
     use weft_model::{
-        AddressPool, AddressRange, Assignment, EndpointSlice, Family, Hints, LoadBalancerIp, Node, PoolName,
-        Weight,
+        AddressPool, AddressRange, Assignment, EndpointSlice, Family, Hints, LoadBalancerIp, PoolName, Weight,
     };
 
     use super::*;
@@ -183,5 +268,76 @@ mod tests {
         service.request.giver = AddressGiver::Other;
         others.services.insert(service.key.clone(), service);
         assert!(announced(&others).is_empty());
+    }
+
+    /// One after the other or all at once: the same is announced, and an event costs the addresses it is about.
+    #[test]
+    fn a_change_costs_the_addresses_it_concerns() {
+        let range = |first: &str, last: &str| AddressRange {
+            first: first.parse().unwrap(),
+            last: last.parse().unwrap(),
+        };
+        let mut snapshot = cluster(&[("a", true), ("b", true)]);
+        let mut pool = snapshot.pools[&PoolName("edge".to_owned())].clone();
+        pool.ranges = vec![range("192.0.2.10", "192.0.3.250")];
+        snapshot.pools.insert(pool.name.clone(), pool);
+        let service = |number: u32, policy| {
+            let key = ServiceKey::new("shop", format!("s{number}"));
+            let mut service = Service::new(key, ServiceKind::LoadBalancer);
+            let addr = Addr::from(std::net::Ipv4Addr::from(0xc000_020b + number));
+            service.load_balancer_ips = vec![LoadBalancerIp { addr, mode: IpMode::Vip }];
+            service.request.giver = AddressGiver::Weft;
+            service.external_policy = policy;
+            service
+        };
+        for number in 0..300 {
+            let policy = if number == 7 { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+            let service = service(number, policy);
+            snapshot.services.insert(service.key.clone(), service);
+        }
+        let mut followed = Announcements::default();
+        let mut cost = |snapshot: &Snapshot| {
+            let before = followed.made();
+            let changed = followed.follow(snapshot);
+            assert_eq!(*followed.all(), announced(snapshot));
+            (followed.made() - before, changed)
+        };
+        assert_eq!(cost(&snapshot), (301, true));
+        assert_eq!(cost(&snapshot), (0, false));
+        let slice = |of: u32, node: &str| EndpointSlice {
+            service: ServiceKey::new("shop", format!("s{of}")),
+            name: format!("s{of}-1"),
+            family: Family::V4,
+            ports: Vec::new(),
+            endpoints: vec![Endpoint {
+                addresses: BTreeSet::new(),
+                condition: EndpointCondition::Ready,
+                hostname: None,
+                node: Some(NodeName::new(node)),
+                zone: None,
+                target: None,
+                hints: Hints::default(),
+                weight: Weight::default(),
+            }],
+        };
+        for (of, node, expected) in
+            [(3, "a", (0, false)), (7, "a", (1, true)), (7, "b", (1, true)), (3, "b", (0, false))]
+        {
+            snapshot.slices.insert(ServiceKey::new("shop", format!("s{of}-1")), slice(of, node));
+            assert_eq!(cost(&snapshot), expected, "slice of s{of}");
+        }
+        let renamed = service(9, TrafficPolicy::Local);
+        snapshot.services.insert(renamed.key.clone(), renamed);
+        assert_eq!(cost(&snapshot), (1, true));
+        snapshot.services.remove(&ServiceKey::new("shop", "s9"));
+        assert_eq!(cost(&snapshot), (1, true));
+        // A node's addresses are not what makes it a candidate, its readiness is.
+        let mut node = node("a", true);
+        node.addresses.push("192.0.2.1".parse().unwrap());
+        snapshot.nodes.insert(node.name.clone(), node.clone());
+        assert_eq!(cost(&snapshot), (0, false));
+        node.ready = false;
+        snapshot.nodes.insert(node.name.clone(), node);
+        assert_eq!(cost(&snapshot), (300, true));
     }
 }

@@ -1,21 +1,20 @@
 //! Leases that say which node announces an address, and which nodes live: reading and writing them. Who may take one is
 //! decided in core/decide.
 
+mod watching;
+
 use std::time::Duration;
 
-use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
 use weft_model::{Addr, Family, NodeName};
 
 use crate::Error;
-use crate::cluster::Waits;
 
 pub const NAMESPACE: &str = "weft-system";
 const KIND_LABEL: &str = "weft.dev/lease";
@@ -23,7 +22,6 @@ const ADDRESS: &str = "address";
 const NODE: &str = "node";
 const ADDRESS_ANNOTATION: &str = "weft.dev/address";
 const OBSTACLE_ANNOTATION: &str = "weft.dev/obstacle";
-const WATCH_SECONDS: u32 = 60;
 /// A write that takes longer is of no use any more.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -47,9 +45,9 @@ pub enum LeaseNews {
     AddressGone(Addr),
     Heartbeat(NodeName, String),
     HeartbeatGone(NodeName),
-    /// What came before is all there is.
+    /// What came before is all there is, and the server answers.
     Listed,
-    Reachable,
+    /// Nothing more comes before everything is listed anew.
     Away,
 }
 
@@ -90,7 +88,7 @@ impl Claims {
     /// What happens to the Leases, until the receiver is dropped.
     pub fn watch(&self) -> mpsc::Receiver<LeaseNews> {
         let (send, receive) = mpsc::channel(1024);
-        tokio::spawn(follow(self.api.clone(), send));
+        tokio::spawn(watching::follow(self.api.clone(), send));
         receive
     }
 
@@ -249,29 +247,28 @@ pub async fn address_leases(client: &Client) -> Result<Vec<AddressLease>, Error>
     Ok(leases.items.iter().filter_map(address_lease).collect())
 }
 
-/// Leases of addresses that nobody is to announce, and of nodes that are gone: their holders cannot delete them.
+/// A Lease of ours, for whom it has to be collected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    Address(AddressLease),
+    /// A node's heartbeat, and what it said last.
+    Heartbeat(NodeName, String),
+}
+
+/// Deletes the Leases that `is_abandoned` finds; all are shown to it, in one look. Returns how many went.
 pub async fn delete_abandoned(
     client: &Client,
-    keep_address: impl Fn(Addr) -> bool,
-    keep_node: impl Fn(&NodeName) -> bool,
+    is_abandoned: impl FnOnce(&[Held]) -> Vec<bool>,
 ) -> Result<usize, Error> {
     let api: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
     let params = ListParams::default().labels(KIND_LABEL);
     let leases = api.list(&params).await.map_err(Error::api("list leases"))?;
+    let known = |lease: Lease| Some((held(&lease)?, lease));
+    let (held, leases): (Vec<Held>, Vec<Lease>) = leases.items.into_iter().filter_map(known).unzip();
+    let abandoned = is_abandoned(&held);
     let mut deleted = 0;
-    for lease in leases.items {
+    for (lease, _) in leases.into_iter().zip(abandoned).filter(|(_, abandoned)| *abandoned) {
         let name = lease.name_any();
-        let keep = match (address_lease(&lease), name.strip_prefix("node-")) {
-            (Some(of), _) => {
-                // A holder that lives deletes its own, after it has withdrawn the address.
-                keep_address(of.addr) || of.holder.as_ref().is_some_and(&keep_node)
-            }
-            (None, Some(node)) => keep_node(&NodeName::new(node)),
-            (None, None) => true,
-        };
-        if keep {
-            continue;
-        }
         let preconditions = Preconditions { resource_version: lease.resource_version(), uid: lease.uid() };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match written(api.delete(&name, &params).await.map(|_| ()), "delete", &name)? {
@@ -280,6 +277,16 @@ pub async fn delete_abandoned(
         }
     }
     Ok(deleted)
+}
+
+fn held(lease: &Lease) -> Option<Held> {
+    match address_lease(lease) {
+        Some(lease) => Some(Held::Address(lease)),
+        None => {
+            let name = lease.metadata.name.as_deref()?.strip_prefix("node-")?;
+            Some(Held::Heartbeat(NodeName::new(name), renewed(lease)))
+        }
+    }
 }
 
 fn metadata(name: &str, kind: &str, addr: Option<Addr>, obstacle: Option<&str>) -> ObjectMeta {
@@ -331,81 +338,6 @@ fn address_lease(lease: &Lease) -> Option<AddressLease> {
         since: spec.acquire_time.map(|time| time.0),
         obstacle: lease.annotations().get(OBSTACLE_ANNOTATION).cloned(),
     })
-}
-
-fn news(lease: &Lease) -> Option<LeaseNews> {
-    match address_lease(lease) {
-        Some(lease) => Some(LeaseNews::Address(lease)),
-        None => Some(LeaseNews::Heartbeat(holder(lease)?, renewed(lease))),
-    }
-}
-
-fn gone(lease: &Lease) -> Option<LeaseNews> {
-    match address_lease(lease) {
-        Some(lease) => Some(LeaseNews::AddressGone(lease.addr)),
-        None => Some(LeaseNews::HeartbeatGone(holder(lease)?)),
-    }
-}
-
-async fn follow(api: Api<Lease>, send: mpsc::Sender<LeaseNews>) {
-    let config = watcher::Config::default().labels(KIND_LABEL).timeout(WATCH_SECONDS);
-    let mut events = watcher(api, config).backoff(Waits::default()).boxed();
-    let mut known: Vec<Addr> = Vec::new();
-    let mut listed: Option<Vec<Addr>> = None;
-    let mut reachable = false;
-    loop {
-        let event = tokio::select! {
-            event = events.next() => event,
-            () = send.closed() => return,
-        };
-        let Some(event) = event else { return };
-        let mut batch = Vec::new();
-        match event {
-            Ok(watcher::Event::Init) => listed = Some(Vec::new()),
-            Ok(watcher::Event::InitApply(lease)) => {
-                batch.extend(news(&lease));
-                if let (Some(LeaseNews::Address(lease)), Some(listed)) = (batch.first(), &mut listed) {
-                    listed.push(lease.addr);
-                }
-            }
-            Ok(watcher::Event::InitDone) => {
-                let now = listed.take().unwrap_or_default();
-                let gone = known.iter().filter(|addr| !now.contains(addr));
-                batch.extend(gone.map(|addr| LeaseNews::AddressGone(*addr)));
-                known = now;
-                batch.push(LeaseNews::Listed);
-            }
-            Ok(watcher::Event::Apply(lease)) => {
-                batch.extend(news(&lease));
-                if let Some(LeaseNews::Address(lease)) = batch.first()
-                    && !known.contains(&lease.addr)
-                {
-                    known.push(lease.addr);
-                }
-            }
-            Ok(watcher::Event::Delete(lease)) => {
-                batch.extend(gone(&lease));
-                if let Some(LeaseNews::AddressGone(addr)) = batch.first() {
-                    known.retain(|known| known != addr);
-                }
-            }
-            Err(error) => {
-                if std::mem::replace(&mut reachable, false) {
-                    tracing::warn!(%error, "leases cannot be watched; what is held stays held");
-                    batch.push(LeaseNews::Away);
-                }
-            }
-        }
-        // A list that is only begun says nothing about the server.
-        if !batch.is_empty() && batch != [LeaseNews::Away] && !std::mem::replace(&mut reachable, true) {
-            batch.insert(0, LeaseNews::Reachable);
-        }
-        for item in batch {
-            if send.send(item).await.is_err() {
-                return;
-            }
-        }
-    }
 }
 
 #[cfg(test)]

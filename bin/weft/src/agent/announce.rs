@@ -2,70 +2,37 @@
 //! the API server and the link say, and carries out what the announcer decides.
 
 mod hearing;
+mod link;
+mod record;
+mod status;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
-use weft_compile::announce::announced;
+use weft_compile::announce::Announcements;
 use weft_datapath::{Heard, Neighbours};
-use weft_decide::announce::{Announcer, Api, Claim, Effect, LinkAddr, Obstacle, Outcome, Phase, Times};
+use weft_decide::announce::{Announcer, Api, Claim, Effect, LinkAddr, Outcome, Times, Trust};
 use weft_kube::View;
 use weft_kube::claims::{AddressLease, Claims, LeaseNews};
 use weft_model::{Addr, NodeName};
 
 use super::Agent;
+use hearing::Interest;
+pub use record::held_before;
+pub use status::{AddressStatus, Announcing};
+use status::{obstacle, word};
 use writing::Writer;
 
 /// A plan goes into the kernel within milliseconds; if it does not, the network is told all the same.
 const APPLIED_WITHIN: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(3600);
-
-/// An address and this node's part in it, for `weft status`.
-#[derive(Clone, Serialize, Deserialize, Debug)]
-pub struct AddressStatus {
-    pub address: String,
-    /// `holding`, `waiting`, `probing`, ...
-    pub state: String,
-    pub holder: Option<String>,
-    pub obstacle: Option<String>,
-}
-
-#[derive(Default)]
-pub struct Announcing {
-    status: Mutex<Vec<AddressStatus>>,
-}
-
-impl Announcing {
-    pub fn status(&self) -> Vec<AddressStatus> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// What this node answered for when its agent stopped, if the machine has not started anew since.
-pub fn held_before(state_dir: &std::path::Path) -> BTreeSet<Addr> {
-    let text = std::fs::read(state_dir.join(FILE)).unwrap_or_default();
-    let record: Record = serde_json::from_slice(&text).unwrap_or_default();
-    if record.boot == boot() { record.addresses } else { BTreeSet::new() }
-}
-
-const FILE: &str = "announced.json";
-
-#[derive(Serialize, Deserialize, Default)]
-struct Record {
-    boot: String,
-    addresses: BTreeSet<Addr>,
-}
-
-fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
 
 pub async fn run(agent: Arc<Agent>, held: BTreeSet<Addr>) {
     loop {
@@ -83,44 +50,58 @@ async fn start(agent: &Arc<Agent>, held: BTreeSet<Addr>) -> Result<Task> {
     let claims = Claims::new(client, agent.node.clone());
     let now = Instant::now();
     let (beats, beating) = watch::channel(false);
+    let (sent, beaten) = watch::channel(None);
     let (pace, paced) = watch::channel(Times::for_cluster(1).heartbeat);
-    tokio::spawn(writing::beat(claims.clone(), beating, paced));
-    let watched = Arc::new(Mutex::new(BTreeSet::new()));
-    let heard = hearing::start(neighbours.clone(), watched.clone())?;
+    tokio::spawn(writing::beat(claims.clone(), beating, paced, sent));
+    let interest = Arc::new(Interest::default());
+    let heard = hearing::start(neighbours.clone(), interest.clone())?;
     let (writer, outcomes) = Writer::new(claims.clone());
     Ok(Task {
         announcer: Announcer::new(agent.node.clone(), held.clone(), Times::for_cluster(1), now),
         news: claims.watch(),
+        claims,
         neighbours,
         heard,
-        watched,
+        interest,
+        trust: Trust::Sound,
+        announcements: Announcements::default(),
+        viewed: false,
         writer,
         outcomes,
         beats,
+        beaten,
         pace,
+        link_error: None,
         leases: BTreeMap::new(),
         hearts: BTreeMap::new(),
         groups: held.iter().filter_map(|addr| Neighbours::group(*addr)).collect(),
         held,
-        file: agent.config.state_dir.join(FILE),
+        file: record::file(&agent.config.state_dir),
     })
 }
 
 struct Task {
     announcer: Announcer,
     news: mpsc::Receiver<LeaseNews>,
+    claims: Claims,
     neighbours: Arc<Neighbours>,
     heard: mpsc::Receiver<Heard>,
-    watched: Arc<Mutex<BTreeSet<Addr>>>,
+    interest: Arc<Interest>,
+    trust: Trust,
+    announcements: Announcements,
+    viewed: bool,
     writer: Writer,
     outcomes: mpsc::Receiver<(Addr, Outcome, Option<AddressLease>)>,
     beats: watch::Sender<bool>,
+    beaten: watch::Receiver<Option<Instant>>,
     pace: watch::Sender<Duration>,
     leases: BTreeMap<Addr, AddressLease>,
     hearts: BTreeMap<NodeName, String>,
     /// Link-layer groups this node is a member of for its addresses.
     groups: BTreeSet<weft_abi::Mac>,
     held: BTreeSet<Addr>,
+    /// What the link said last, so that one that is down is told of once.
+    link_error: Option<String>,
     file: PathBuf,
 }
 
@@ -142,6 +123,11 @@ impl Task {
                     Some(news) => self.lease(news),
                     None => return,
                 },
+                Ok(()) = self.beaten.changed() => {
+                    if let Some(sent) = *self.beaten.borrow_and_update() {
+                        self.announcer.beaten(sent, Instant::now());
+                    }
+                }
                 Some(heard) = self.heard.recv() => {
                     let from = LinkAddr(heard.from.0);
                     effects = self.announcer.heard(heard.addr, from, Instant::now());
@@ -154,10 +140,19 @@ impl Task {
                 }
                 () = tokio::time::sleep(sleep) => {}
             }
+            if self.interest.anybody.swap(false, Ordering::Relaxed) {
+                self.announcer.heard_any();
+            }
             effects.extend(self.announcer.step(Instant::now()));
-            self.hold(&agent).await;
+            if self.announcer.take_relist() {
+                tracing::warn!("the heartbeat of this node was late: leases are listed anew");
+                self.news = self.claims.watch();
+            }
+            let touched = self.announcer.take_touched();
+            self.listen(&touched);
+            self.hold(&agent, &touched).await;
             effects.into_iter().for_each(|effect| self.carry_out(effect));
-            self.tell(&agent);
+            agent.announcing.tell(&self.announcer, &touched);
         }
     }
 
@@ -169,13 +164,18 @@ impl Task {
         self.announcer.set_times(times);
         self.pace.send_if_modified(|pace| std::mem::replace(pace, times.heartbeat) != times.heartbeat);
         let uplink = &agent.config.uplink;
-        let wanted = announced(&view.snapshot).into_iter().map(|(addr, wanted)| {
-            let mut candidates = wanted.candidates;
+        self.announcer.set_peers(link::peers(&view.snapshot, &agent.node, uplink));
+        let first = !std::mem::replace(&mut self.viewed, true);
+        if !self.announcements.follow(&view.snapshot) && !first {
+            return;
+        }
+        let wanted = self.announcements.all().iter().map(|(addr, wanted)| {
+            let mut candidates = wanted.candidates.clone();
             // Programs answer on the uplink only.
             if !wanted.interfaces.is_empty() && !wanted.interfaces.contains(uplink) {
                 candidates.retain(|node| *node != agent.node);
             }
-            (addr, candidates)
+            (*addr, candidates)
         });
         self.announcer.want(wanted.collect(), Instant::now());
     }
@@ -209,29 +209,62 @@ impl Task {
                 self.announcer.heartbeat_gone(&node);
                 self.hearts.remove(&node);
             }
-            LeaseNews::Listed => self.announcer.listed(now),
-            LeaseNews::Reachable => self.announcer.api(Api::Reachable, now),
+            LeaseNews::Listed => {
+                self.announcer.listed(now);
+                self.announcer.api(Api::Reachable, now);
+            }
             LeaseNews::Away => self.announcer.api(Api::Away, now),
         }
     }
 
+    fn listen(&mut self, touched: &BTreeSet<Addr>) {
+        let trust = self.announcer.trust();
+        if touched.is_empty() && trust == self.trust {
+            return;
+        }
+        match (self.trust, trust) {
+            (Trust::CutOff, Trust::Sound | Trust::Doubtful) => {
+                tracing::info!("machines on the link are heard again")
+            }
+            (Trust::Sound | Trust::Doubtful, Trust::CutOff) => {
+                tracing::warn!(
+                    "neither the API server nor a machine on the link answers: addresses are withdrawn"
+                );
+            }
+            _ => {}
+        }
+        self.trust = trust;
+        let mut watched = self.interest.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        for addr in touched {
+            if self.announcer.is_watched(*addr) {
+                watched.insert(*addr);
+            } else {
+                watched.remove(addr);
+            }
+        }
+        watched.extend(self.announcer.watched_peers());
+    }
+
     /// What is held goes into the kernel before the network hears of it, and out of it before the Lease is given up.
-    async fn hold(&mut self, agent: &Agent) {
+    async fn hold(&mut self, agent: &Agent, touched: &BTreeSet<Addr>) {
         self.beats.send_if_modified(|beats| {
             std::mem::replace(beats, self.announcer.beats()) != self.announcer.beats()
         });
-        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = self.announcer.watched();
-        let held = self.announcer.held();
-        if held == self.held {
+        let now = self.announcer.held();
+        let moved = |addr: &&Addr| now.contains(addr) != self.held.contains(addr);
+        if !touched.iter().any(|addr| moved(&addr)) {
             return;
         }
+        let held = now.clone();
         for addr in held.difference(&self.held) {
             tracing::info!(%addr, "announcing the address");
         }
         for addr in self.held.difference(&held) {
             tracing::info!(%addr, "withdrawing the address");
         }
-        self.remember(&held);
+        if let Err(error) = record::write(&self.file, &held) {
+            tracing::warn!(%error, "{}: a restart will not know what was announced", self.file.display());
+        }
         self.join(&held);
         let generation = agent.applier.announce(held.clone());
         self.held = held;
@@ -239,14 +272,6 @@ impl Task {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(error, "announced addresses are not in the kernel"),
             Err(_) => tracing::warn!("announced addresses are not in the kernel yet"),
-        }
-    }
-
-    fn remember(&self, held: &BTreeSet<Addr>) {
-        let record = Record { boot: boot(), addresses: held.clone() };
-        let text = serde_json::to_vec(&record).unwrap_or_default();
-        if let Err(error) = std::fs::write(&self.file, text) {
-            tracing::warn!(%error, "{}: a restart will not know what was announced", self.file.display());
         }
     }
 
@@ -288,72 +313,15 @@ impl Task {
                 Ok(())
             }
         };
-        if let Err(error) = sent {
+        let error = sent.err().map(|error| error.to_string());
+        if let Some(error) = error.as_ref().filter(|_| self.link_error != error) {
             tracing::warn!("{error}");
         }
-    }
-
-    fn tell(&self, agent: &Agent) {
-        let rows = self.announcer.phases().map(|(addr, phase, claim)| AddressStatus {
-            address: addr.to_string(),
-            state: state(phase).to_owned(),
-            holder: claim.and_then(|claim| claim.holder.as_ref()).map(NodeName::to_string),
-            obstacle: match phase {
-                Phase::Blocked { obstacle, .. } => Some(word(obstacle)),
-                _ => claim.and_then(|claim| claim.obstacle.as_ref()).map(word),
-            },
-        });
-        *agent.announcing.status.lock().unwrap_or_else(PoisonError::into_inner) = rows.collect();
+        self.link_error = error;
     }
 }
 
 /// Versions of one kind grow (KEP-5504).
 fn is_older(version: &str, than: &str) -> bool {
     matches!((version.parse::<u64>(), than.parse::<u64>()), (Ok(version), Ok(than)) if version < than)
-}
-
-fn state(phase: &Phase) -> &'static str {
-    match phase {
-        Phase::Idle => "idle",
-        Phase::Waiting { .. } => "waiting",
-        Phase::Probing { .. } => "probing",
-        Phase::Claiming => "claiming",
-        Phase::Retaking | Phase::Holding { .. } => "holding",
-        Phase::Blocked { .. } => "blocked",
-    }
-}
-
-/// As Leases have it; read back by `obstacle`.
-fn word(obstacle: &Obstacle) -> String {
-    match obstacle {
-        Obstacle::InUse(mac) => format!("in-use {mac}"),
-        Obstacle::HolderAnswers(mac) => format!("holder-answers {mac}"),
-        Obstacle::Contested(mac) => format!("contested {mac}"),
-    }
-}
-
-fn obstacle(text: &str) -> Option<Obstacle> {
-    let (word, mac) = text.split_once(' ')?;
-    let bytes: Vec<u8> = mac.split(':').filter_map(|hex| u8::from_str_radix(hex, 16).ok()).collect();
-    let mac = LinkAddr(bytes.try_into().ok()?);
-    match word {
-        "in-use" => Some(Obstacle::InUse(mac)),
-        "holder-answers" => Some(Obstacle::HolderAnswers(mac)),
-        "contested" => Some(Obstacle::Contested(mac)),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn obstacles_are_read_as_they_are_written() {
-        let mac = LinkAddr([2, 0, 0, 0xab, 0, 0xff]);
-        for given in [Obstacle::InUse(mac), Obstacle::HolderAnswers(mac), Obstacle::Contested(mac)] {
-            assert_eq!(obstacle(&word(&given)), Some(given));
-        }
-        assert_eq!(obstacle("in-use 02:00"), None);
-    }
 }

@@ -1,7 +1,7 @@
 //! Writing Leases beside the announcer, which must not wait for the API server.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -88,16 +88,23 @@ impl Writer {
     }
 }
 
-/// The node's heartbeat, while it holds addresses.
-pub async fn beat(claims: Claims, mut beating: watch::Receiver<bool>, pace: watch::Receiver<Duration>) {
+/// The node's heartbeat, while it holds addresses. `beaten` is told when one that got through was sent.
+pub async fn beat(
+    claims: Claims,
+    mut beating: watch::Receiver<bool>,
+    pace: watch::Receiver<Duration>,
+    beaten: watch::Sender<Option<Instant>>,
+) {
     loop {
         if beating.wait_for(|beats| *beats).await.is_err() {
             return;
         }
         while *beating.borrow_and_update() {
-            let next = tokio::time::Instant::now() + *pace.borrow();
-            if let Err(error) = claims.beat().await {
-                tracing::warn!("{error}");
+            let sent = Instant::now();
+            let next = tokio::time::Instant::from_std(sent) + *pace.borrow();
+            match claims.beat().await {
+                Ok(()) => drop(beaten.send_replace(Some(sent))),
+                Err(error) => tracing::warn!("{error}"),
             }
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {}
