@@ -120,7 +120,7 @@ async fn accept(socket: tokio::net::TcpListener, check: watch::Receiver<HealthCh
                 continue;
             }
         };
-        let check = check.clone();
+        let (check, gone) = (check.clone(), check.clone());
         tokio::spawn(async move {
             let service = hyper::service::service_fn(|_| {
                 let answer = answer(&check.borrow());
@@ -128,9 +128,21 @@ async fn accept(socket: tokio::net::TcpListener, check: watch::Receiver<HealthCh
             });
             let mut server = hyper::server::conn::http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-            server.serve_connection(TokioIo::new(stream), service).await.ok();
+            let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                ended = connection.as_mut() => return ended.unwrap_or_default(),
+                () = over(gone) => {}
+            }
+            // What is being answered is answered, and no more asked.
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(PATIENCE, connection).await.ok();
         });
     }
+}
+
+/// The service has no health check here any more.
+async fn over(mut check: watch::Receiver<HealthCheck>) {
+    while check.changed().await.is_ok() {}
 }
 
 fn answer(check: &HealthCheck) -> Response<Full<Bytes>> {

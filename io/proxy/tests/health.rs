@@ -93,3 +93,36 @@ fn answers_follow_the_plan_and_outlive_who_gave_it() {
     control(&config.socket, "PUT", "/plan", "{}");
     until(|| get(v4).is_none().then_some(()));
 }
+
+/// A balancer that keeps its connection must not go on hearing about a service that is gone.
+#[test]
+fn a_kept_connection_ends_with_its_service() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plan_file, socket) = (dir.path().join("plan.json"), dir.path().join("proxy.sock"));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.spawn(run(Config { netns: None, plan_file, socket: socket.clone() }));
+    until(|| UnixStream::connect(&socket).ok());
+    let port = free_port();
+    control(&socket, "PUT", "/plan", &plan(port, 1));
+    let mut stream = until(|| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok());
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut ask = |expected: &str| {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        while !answer.ends_with('}') {
+            let mut part = [0; 512];
+            let length = stream.read(&mut part).unwrap();
+            assert!(length > 0, "{answer}");
+            answer += std::str::from_utf8(&part[..length]).unwrap();
+        }
+        assert!(answer.starts_with(expected), "{answer}");
+    };
+    ask("HTTP/1.1 200 ");
+    ask("HTTP/1.1 200 ");
+    // What changes is told on the same connection; what goes ends it.
+    control(&socket, "PUT", "/plan", &plan(port, 0));
+    until(|| get((Ipv4Addr::LOCALHOST, port).into()).filter(|answer| answer.starts_with("HTTP/1.1 503 ")));
+    ask("HTTP/1.1 503 ");
+    control(&socket, "PUT", "/plan", "{}");
+    assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0, "closed, not only silent");
+}
