@@ -23,6 +23,19 @@ pub use check::check;
 pub use routes::pod_mtu;
 pub use state::Compiler;
 
+/// What of services cannot be served, whatever their endpoints are.
+pub fn service_findings(snapshot: &Snapshot) -> Vec<Finding> {
+    let bare = Snapshot {
+        settings: snapshot.settings.clone(),
+        services: snapshot.services.clone(),
+        ..Snapshot::default()
+    };
+    let mut findings = services::Services::of(&bare, None).findings;
+    findings.sort();
+    findings.dedup();
+    findings
+}
+
 /// What a node should hold, and what its user should know about the objects it was made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {

@@ -41,6 +41,8 @@ pub struct WriteReport {
     /// Somebody changed the object meanwhile: the watch will bring it.
     pub conflicts: usize,
     pub failures: Vec<String>,
+    /// Services whose write failed.
+    pub failed: BTreeSet<ServiceKey>,
 }
 
 impl ServiceWriter {
@@ -90,16 +92,10 @@ impl ServiceWriter {
         Ok(newest)
     }
 
-    /// Makes the services say what is wanted; those that nothing is wanted of lose what was ours.
-    pub async fn write(
-        &mut self,
-        current: &[Arc<Service>],
-        wanted: &BTreeMap<ServiceKey, ServiceStatus>,
-    ) -> WriteReport {
+    /// Makes these services say what is wanted of them.
+    pub async fn write(&mut self, wanted: &[(Arc<Service>, ServiceStatus)]) -> WriteReport {
         let mut report = WriteReport::default();
-        let nothing = ServiceStatus::default();
-        for service in current {
-            let wanted = wanted.get(&key(service)).unwrap_or(&nothing);
+        for (service, wanted) in wanted {
             let Some(change) = service_change(service, wanted, Timestamp::now()) else { continue };
             self.patch(service, &change, &mut report).await;
         }
@@ -125,10 +121,12 @@ impl ServiceWriter {
                     self.unsettled.insert(key.clone());
                 }
                 report.failures.push(format!("service {key}: {}", crate::reason(&error)));
+                report.failed.insert(key);
             }
             Err(_) => {
                 self.unsettled.insert(key.clone());
                 report.failures.push(format!("service {key}: the API server did not answer in time"));
+                report.failed.insert(key);
             }
         }
     }

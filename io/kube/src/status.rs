@@ -47,6 +47,8 @@ pub struct ServiceStatus {
     /// `None`: not ours to give; what we gave earlier goes.
     pub addresses: Option<Vec<Addr>>,
     pub conditions: Vec<Saying>,
+    /// Conditions of ours that nothing is known about yet: what they say stays.
+    pub untold: Vec<&'static str>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,7 +69,8 @@ pub fn service_change(current: &Service, wanted: &ServiceStatus, now: Timestamp)
     let status = current.status.clone().unwrap_or_default();
     let conditions = status.conditions.unwrap_or_default();
     let generation = current.metadata.generation;
-    let (said, news) = conditions_after(&conditions, &wanted.conditions, &OURS, generation, now);
+    let ours: Vec<&str> = OURS.into_iter().filter(|kind| !wanted.untold.contains(kind)).collect();
+    let (said, news) = conditions_after(&conditions, &wanted.conditions, &ours, generation, now);
     let mut changes = Map::new();
     if said != conditions {
         changes.insert("conditions".to_owned(), json!(said));
@@ -220,6 +223,7 @@ mod tests {
         let wanted = ServiceStatus {
             addresses: Some(vec!["192.0.2.1".parse().unwrap(), "fd00::1".parse().unwrap()]),
             conditions: vec![says(ADDRESS_ASSIGNED, Truth::True, "given")],
+            untold: vec![],
         };
         let change = service_change(&current, &wanted, now()).unwrap();
         assert_eq!(change.patch["metadata"]["resourceVersion"], "7");
@@ -245,8 +249,21 @@ mod tests {
         let others = service(json!({"loadBalancer": ingress}));
         assert_eq!(service_change(&others, &ServiceStatus::default(), now()), None);
         let named = service(json!({"loadBalancer": {"ingress": [{"hostname": "lb.example.com"}]}}));
-        let wanted = ServiceStatus { addresses: Some(vec![]), conditions: vec![] };
+        let wanted = ServiceStatus { addresses: Some(vec![]), ..ServiceStatus::default() };
         assert_eq!(service_change(&named, &wanted, now()), None);
+    }
+
+    #[test]
+    fn what_is_not_known_yet_stays_said() {
+        let told = |kind| {
+            json!({"type": kind, "status": "True", "reason": "R", "message": "m",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"})
+        };
+        let current = service(json!({"conditions": [told(ANNOUNCED), told(SERVED)]}));
+        let wanted = ServiceStatus { untold: vec![ANNOUNCED], ..ServiceStatus::default() };
+        let after = merged(&current, &service_change(&current, &wanted, now()).unwrap());
+        assert_eq!(serde_json::to_value(&after.status).unwrap(), json!({"conditions": [told(ANNOUNCED)]}));
+        assert_eq!(service_change(&after, &wanted, now()), None);
     }
 
     #[test]
@@ -255,7 +272,8 @@ mod tests {
         let current = service(json!({"conditions": [{"type": SERVED, "status": "False", "reason": "Because",
             "message": "one", "lastTransitionTime": old}]}));
         let since = |truth| {
-            let wanted = ServiceStatus { addresses: None, conditions: vec![says(SERVED, truth, "two")] };
+            let wanted =
+                ServiceStatus { conditions: vec![says(SERVED, truth, "two")], ..ServiceStatus::default() };
             let change = service_change(&current, &wanted, now()).unwrap();
             change.patch["status"]["conditions"][0]["lastTransitionTime"].clone()
         };

@@ -105,6 +105,9 @@ pub struct ControllerConfig {
     /// No address of these is ever a load balancer's.
     #[serde(default)]
     pub service_cidrs: Vec<IpNet>,
+    /// The cluster's name server: nor one of these.
+    #[serde(default)]
+    pub dns_ips: Vec<IpAddr>,
 }
 
 /// `weft lab kubelet`; started inside its node's namespace.
@@ -243,6 +246,7 @@ impl Inputs<'_> {
                 node_mask_v6: spec.node_mask.v6,
             },
             service_cidrs: spec.services.of(spec.families),
+            dns_ips: spec.dns_addresses(),
         }
     }
 

@@ -1,25 +1,25 @@
 //! Gives services their load balancer addresses and says in their status what became of them. Which address is
 //! core/compile's business; the words of the conditions are in `say`.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::core::v1::Service;
 use kube::Client;
 use tokio::sync::watch;
-use weft_compile::pools::{Allocation, allocate};
-use weft_kube::claims::{AddressLease, Claims};
-use weft_kube::status::{PoolStatus, ServiceStatus};
+use weft_kube::claims::Claims;
+use weft_kube::status::PoolStatus;
 use weft_kube::{Cluster, EventRecorder, ServiceWriter, View, set_pool_status};
-use weft_model::{Addr, ClusterSettings, Finding, NodeName, PoolName, ServiceKey, Snapshot, parse};
+use weft_model::{ClusterSettings, NodeName, PoolName, ServiceKey};
 
-use super::announced::{self, Leases};
-use super::say;
+use super::announced::Leases;
+use super::deciding::{Decider, matters};
+use super::leases;
 
 /// Changes that come close together are decided on together.
 const COALESCE: Duration = Duration::from_millis(20);
+/// For each moment of deciding so many of rest: at most a fifth of a processor, however much happens.
+const REST: u32 = 4;
 const RETRY: Duration = Duration::from_millis(500);
 
 pub async fn run(client: Client, settings: ClusterSettings, events: EventRecorder) {
@@ -28,6 +28,8 @@ pub async fn run(client: Client, settings: ClusterSettings, events: EventRecorde
         writer: ServiceWriter::start(client.clone(), events.clone()),
         client,
         events,
+        decider: Decider::default(),
+        again: BTreeSet::new(),
         pools: BTreeMap::new(),
         leases: Leases::default(),
     };
@@ -35,18 +37,8 @@ pub async fn run(client: Client, settings: ClusterSettings, events: EventRecorde
     let claims = Claims::new(desk.client.clone(), NodeName::new(""));
     tokio::select! {
         () = desk.leases.clone().follow(claims.watch(), send) => {}
-        () = sweep(desk.client.clone(), cluster.subscribe()) => {}
+        () = leases::sweep(desk.client.clone(), cluster.subscribe()) => {}
         () = work(&mut desk, &cluster, &mut lease_changes) => {}
-    }
-}
-
-async fn sweep(client: Client, views: watch::Receiver<View>) {
-    loop {
-        tokio::time::sleep(announced::SWEEP).await;
-        let view = views.borrow().clone();
-        if view.synced && view.link == weft_kube::Link::Connected {
-            announced::sweep(&client, &view.snapshot).await;
-        }
     }
 }
 
@@ -58,6 +50,7 @@ async fn work(desk: &mut Desk, cluster: &Cluster, leases: &mut watch::Receiver<u
         let view = views.borrow_and_update().clone();
         changes.mark_unchanged();
         leases.mark_unchanged();
+        let began = Instant::now();
         let pause = match desk.round(&view).await {
             Ok(()) => Duration::MAX,
             Err(error) => {
@@ -65,20 +58,32 @@ async fn work(desk: &mut Desk, cluster: &Cluster, leases: &mut watch::Receiver<u
                 RETRY
             }
         };
+        let rest = COALESCE.max(began.elapsed() * REST).min(RETRY);
         tokio::select! {
-            changed = views.changed() => if changed.is_err() { return },
+            changed = other_view(&mut views, &view) => if changed.is_err() { return },
             changed = changes.changed() => if changed.is_err() { return },
             changed = leases.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(pause) => {}
         }
-        tokio::time::sleep(COALESCE).await;
+        tokio::time::sleep(rest).await;
     }
+}
+
+/// Returns at the first view that may lead to something else.
+async fn other_view(
+    views: &mut watch::Receiver<View>,
+    decided: &View,
+) -> Result<(), watch::error::RecvError> {
+    views.wait_for(|view| matters(decided, view)).await.map(|_| ())
 }
 
 struct Desk {
     client: Client,
     events: EventRecorder,
     writer: ServiceWriter,
+    decider: Decider,
+    /// Services whose last write failed.
+    again: BTreeSet<ServiceKey>,
     leases: Leases,
     /// What each pool's status was last made to say.
     pools: BTreeMap<PoolName, PoolStatus>,
@@ -87,75 +92,42 @@ struct Desk {
 impl Desk {
     async fn round(&mut self, view: &View) -> Result<()> {
         let services = self.writer.current().await?;
-        let (snapshot, findings) = (view.snapshot.clone(), view.findings.clone());
-        let (seen, leases) = (services.clone(), self.leases.current());
-        let decided = tokio::task::spawn_blocking(move || decide(&snapshot, &findings, &seen, &leases));
-        let (wanted, pools) = decided.await.context("deciding was interrupted")?;
-        let report = self.writer.write(&services, &wanted).await;
+        let (view, leases) = (view.clone(), self.leases.current());
+        let (mut decider, again) = (std::mem::take(&mut self.decider), std::mem::take(&mut self.again));
+        let decided = tokio::task::spawn_blocking(move || {
+            let decided = decider.decide(&view, &services, &leases, &again);
+            (decider, decided)
+        });
+        // Had it panicked, the next decision is made from nothing.
+        let (decider, decided) = decided.await.context("deciding was interrupted")?;
+        self.decider = decider;
+        tracing::debug!(work = ?self.decider.work(), "decided");
+        let report = self.writer.write(&decided.services).await;
         if report.written > 0 || report.conflicts > 0 {
             tracing::info!(written = report.written, conflicts = report.conflicts, "status of services");
         }
-        self.write_pools(pools).await?;
-        match report.failures.first() {
+        self.again = report.failed;
+        let mut failures = report.failures;
+        failures.extend(self.write_pools(decided.pools).await);
+        match failures.first() {
             None => Ok(()),
-            Some(first) => bail!("{first} (and {} more)", report.failures.len() - 1),
+            Some(first) => bail!("{first} (and {} more)", failures.len() - 1),
         }
     }
 
-    async fn write_pools(&mut self, wanted: BTreeMap<PoolName, PoolStatus>) -> Result<()> {
+    /// One that cannot be written does not keep the others from being.
+    async fn write_pools(&mut self, wanted: BTreeMap<PoolName, PoolStatus>) -> Vec<String> {
         self.pools.retain(|name, _| wanted.contains_key(name));
+        let mut failures = Vec::new();
         for (name, status) in wanted {
             if self.pools.get(&name) == Some(&status) {
                 continue;
             }
-            set_pool_status(&self.client, &self.events, &name, &status).await?;
-            self.pools.insert(name, status);
+            match set_pool_status(&self.client, &self.events, &name, &status).await {
+                Ok(_) => drop(self.pools.insert(name, status)),
+                Err(error) => failures.push(error.to_string()),
+            }
         }
-        Ok(())
+        failures
     }
-}
-
-type Wanted = (BTreeMap<ServiceKey, ServiceStatus>, BTreeMap<PoolName, PoolStatus>);
-
-/// The services are those the status is written to, not those of the view, which may be a moment older or newer.
-fn decide(
-    snapshot: &Snapshot,
-    findings: &[Finding],
-    services: &[Arc<Service>],
-    leases: &BTreeMap<Addr, AddressLease>,
-) -> Wanted {
-    let mut snapshot = Snapshot::clone(snapshot);
-    snapshot.services = services
-        .iter()
-        .filter_map(|service| parse::service(service).value)
-        .map(|service| (service.key.clone(), service))
-        .collect();
-    let allocation = allocate(&snapshot);
-    let not_served = not_served(&snapshot, findings);
-    let mut wanted = say::services(&allocation, &not_served);
-    for (key, saying) in announced::sayings(&snapshot, leases) {
-        if let Some(status) = wanted.get_mut(&key) {
-            status.conditions.push(saying);
-        }
-    }
-    (wanted, pools(&allocation, findings))
-}
-
-fn pools(allocation: &Allocation, findings: &[Finding]) -> BTreeMap<PoolName, PoolStatus> {
-    allocation.pools.iter().map(|(name, usage)| (name.clone(), say::pool(name, usage, findings))).collect()
-}
-
-/// What parsing and compiling found about services. Pods and policies tell nothing about them, and are left out of
-/// the compilation.
-fn not_served(snapshot: &Snapshot, parsed: &[Finding]) -> Vec<Finding> {
-    let bare = Snapshot {
-        settings: snapshot.settings.clone(),
-        nodes: snapshot.nodes.clone(),
-        services: snapshot.services.clone(),
-        slices: snapshot.slices.clone(),
-        ..Snapshot::default()
-    };
-    let node = snapshot.nodes.keys().next().cloned().unwrap_or_else(|| NodeName::new(""));
-    let compiled = weft_compile::compile_from_api(&bare, &node).findings;
-    parsed.iter().cloned().chain(compiled).filter(|finding| finding.object.starts_with("Service ")).collect()
 }

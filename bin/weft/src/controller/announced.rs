@@ -1,33 +1,35 @@
-//! What services say about the announcement of their addresses, from the Leases; and the Leases that nobody else
-//! deletes.
+//! What services say about the announcement of their addresses, from the Leases.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use kube::Client;
 use tokio::sync::{mpsc, watch};
-use weft_compile::announce::{Announced, announced};
-use weft_kube::claims::{AddressLease, LeaseNews, delete_abandoned};
+use weft_compile::announce::Announced;
+use weft_kube::claims::{AddressLease, LeaseNews};
 use weft_kube::status::{ANNOUNCED, Saying, Truth};
-use weft_model::{Addr, ServiceKey, Snapshot};
-
-/// How long a Lease may outlive what it was for.
-pub const SWEEP: Duration = Duration::from_secs(10);
+use weft_model::{Addr, ServiceKey};
 
 /// The Leases of addresses as last seen.
 #[derive(Clone, Default)]
-pub struct Leases(Arc<Mutex<BTreeMap<Addr, AddressLease>>>);
+pub struct Leases(Arc<Mutex<Known>>);
+
+#[derive(Clone, Default)]
+pub struct Known {
+    pub by_address: BTreeMap<Addr, AddressLease>,
+    /// Every Lease was seen once: before, that there is none says nothing.
+    pub listed: bool,
+}
 
 impl Leases {
-    pub fn current(&self) -> BTreeMap<Addr, AddressLease> {
+    pub fn current(&self) -> Known {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Counts changes that services have something to say about; heartbeats are none.
     pub async fn follow(self, mut news: mpsc::Receiver<LeaseNews>, changes: watch::Sender<u64>) {
         while let Some(news) = news.recv().await {
-            let mut leases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let leases = &mut known.by_address;
             let changed = match news {
                 LeaseNews::Address(lease) => {
                     let told = |lease: &AddressLease| (lease.holder.clone(), lease.obstacle.clone());
@@ -37,9 +39,10 @@ impl Leases {
                     changed
                 }
                 LeaseNews::AddressGone(addr) => leases.remove(&addr).is_some(),
+                LeaseNews::Listed => !std::mem::replace(&mut known.listed, true),
                 _ => false,
             };
-            drop(leases);
+            drop(known);
             if changed {
                 changes.send_modify(|count| *count += 1);
             }
@@ -47,25 +50,16 @@ impl Leases {
     }
 }
 
-/// Leases whose address is nobody's and whose holder is gone, and those of nodes that are gone.
-pub async fn sweep(client: &Client, snapshot: &Snapshot) {
-    let wanted = announced(snapshot);
-    let swept =
-        delete_abandoned(client, |addr| wanted.contains_key(&addr), |node| snapshot.nodes.contains_key(node));
-    match swept.await {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(count, "abandoned leases deleted"),
-        Err(error) => tracing::warn!("{error}"),
-    }
-}
-
 /// One condition for each service that has addresses to announce; none before there is anything to say.
-pub fn sayings(snapshot: &Snapshot, leases: &BTreeMap<Addr, AddressLease>) -> BTreeMap<ServiceKey, Saying> {
+pub fn sayings(
+    announced: &BTreeMap<Addr, Announced>,
+    leases: &BTreeMap<Addr, AddressLease>,
+) -> BTreeMap<ServiceKey, Saying> {
     let mut said: BTreeMap<ServiceKey, Vec<Word>> = BTreeMap::new();
-    for (addr, wanted) in announced(snapshot) {
-        let Some(word) = word(addr, &wanted, leases.get(&addr)) else { continue };
-        for service in wanted.services {
-            said.entry(service).or_default().push(word.clone());
+    for (addr, wanted) in announced {
+        let Some(word) = word(*addr, wanted, leases.get(addr)) else { continue };
+        for service in &wanted.services {
+            said.entry(service.clone()).or_default().push(word.clone());
         }
     }
     let saying = |words: Vec<Word>| {

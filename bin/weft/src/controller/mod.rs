@@ -3,8 +3,11 @@
 
 mod addresses;
 mod announced;
+mod deciding;
+mod leases;
 mod say;
 
+use std::convert::Infallible;
 use std::path::Path;
 
 use anyhow::Result;
@@ -12,8 +15,9 @@ use kube::Client;
 use tokio::sync::watch;
 use weft_kube::lease::LeaseTimes;
 use weft_kube::{EventRecorder, Leadership};
+use weft_lab::controllers::podcidr::{self, Pools};
 use weft_lab::fabric::config::ControllerConfig;
-use weft_model::{Cidr, ClusterSettings};
+use weft_model::{Addr, Cidr, ClusterSettings};
 
 const NAMESPACE: &str = "weft-system";
 const NAME: &str = "weft-controller";
@@ -52,11 +56,24 @@ async fn serve(
         }
         let settings = settings(&config);
         tokio::select! {
-            result = weft_lab::controllers::podcidr::run(client.clone(), config.pod_cidrs.clone()) => return Ok(result?),
+            never = pod_ranges(client.clone(), config.pod_cidrs.clone()) => match never {},
             () = addresses::run(client.clone(), settings, events.clone()) => {}
             _ = leadership.wait_for(|state| *state != Leadership::Leading) => {}
         }
     }
+}
+
+/// Without them nodes keep the ranges they have, or get them from somebody else; addresses are given out all the same.
+async fn pod_ranges(client: Client, pools: Pools) -> Infallible {
+    match podcidr::run(client, pools).await {
+        Ok(()) => tracing::error!("pod ranges are not given to nodes any more: nodes cannot be watched"),
+        Err(error) => {
+            tracing::error!(
+                "{error}; nodes get no pod ranges from this controller, the rest of its work goes on"
+            );
+        }
+    }
+    std::future::pending().await
 }
 
 fn settings(config: &ControllerConfig) -> ClusterSettings {
@@ -66,6 +83,7 @@ fn settings(config: &ControllerConfig) -> ClusterSettings {
     ClusterSettings {
         pod_cidrs: cidrs(&config.pod_cidrs.ranges),
         service_cidrs: cidrs(&config.service_cidrs),
+        dns_addresses: config.dns_ips.iter().copied().map(Addr::from).collect(),
         ..ClusterSettings::default()
     }
 }

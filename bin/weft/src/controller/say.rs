@@ -20,7 +20,8 @@ pub fn services(allocation: &Allocation, findings: &[Finding]) -> BTreeMap<Servi
             reason: given.outcome.reason.to_owned(),
             message: given.outcome.message.clone(),
         };
-        let status = ServiceStatus { addresses: Some(given.addresses.clone()), conditions: vec![saying] };
+        let addresses = Some(given.addresses.clone());
+        let status = ServiceStatus { addresses, conditions: vec![saying], untold: Vec::new() };
         wanted.insert(key.clone(), status);
     }
     for (key, message) in not_served(findings) {

@@ -46,9 +46,7 @@ impl<'a> Book<'a> {
             };
             taken.push((AddressRange { first: *first, last: *last }, whose));
         }
-        for (cidr, what) in self.own_prefixes() {
-            taken.push((AddressRange::of(cidr), format!("the cluster's {what} prefix {cidr}")));
-        }
+        taken.extend(self.own().map(|(cidr, what)| (AddressRange::of(cidr), what)));
         for node in self.snapshot.nodes.values() {
             let hosts = node.addresses.iter().map(|addr| AddressRange { first: *addr, last: *addr });
             taken.extend(hosts.map(|host| (host, format!("node {}", node.name))));
@@ -66,10 +64,14 @@ impl<'a> Book<'a> {
         left
     }
 
-    fn own_prefixes(&self) -> impl Iterator<Item = (Cidr, &'static str)> {
+    /// What the cluster uses itself.
+    fn own(&self) -> impl Iterator<Item = (Cidr, String)> {
         let settings = &self.snapshot.settings;
         let pods = settings.pod_cidrs.iter().map(|cidr| (*cidr, "pod"));
-        pods.chain(settings.service_cidrs.iter().map(|cidr| (*cidr, "service")))
+        let prefixes = pods.chain(settings.service_cidrs.iter().map(|cidr| (*cidr, "service")));
+        let prefixes = prefixes.map(|(cidr, what)| (cidr, format!("the cluster's {what} prefix {cidr}")));
+        let servers = settings.dns_addresses.iter();
+        prefixes.chain(servers.map(|addr| (Cidr::host(*addr), "the cluster's name server".to_owned())))
     }
 
     pub fn pool_of(&self, addr: Addr) -> Option<&'a AddressPool> {
@@ -80,9 +82,8 @@ impl<'a> Book<'a> {
     /// Who has an address that pools list and may not give.
     pub fn reserved(&self, addr: Addr) -> Option<String> {
         let node = self.snapshot.nodes.values().find(|node| node.addresses.contains(&addr));
-        let prefix = self.own_prefixes().find(|(cidr, _)| cidr.contains(addr));
-        node.map(|node| format!("node {}", node.name))
-            .or_else(|| prefix.map(|(cidr, what)| format!("the cluster's {what} prefix {cidr}")))
+        let own = self.own().find(|(cidr, _)| cidr.contains(addr));
+        node.map(|node| format!("node {}", node.name)).or_else(|| own.map(|(_, what)| what))
     }
 
     pub fn total(&self, pool: &PoolName, family: Family) -> u128 {

@@ -208,10 +208,11 @@ fn dual_stack_follows_the_family_policy() {
 fn overlaps_belong_to_the_first_by_name_and_nobody_gives_the_clusters_own() {
     let pools = vec![
         pool("a", &[("192.0.2.10", "192.0.2.12")]),
-        pool("b", &[("192.0.2.12", "192.0.2.14"), ("10.96.0.0", "10.96.0.9")]),
+        pool("b", &[("192.0.2.12", "192.0.2.14"), ("10.96.0.0", "10.96.0.9"), ("192.0.2.53", "192.0.2.53")]),
     ];
     let mut snapshot = snapshot(pools, vec![]);
     snapshot.settings.service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+    snapshot.settings.dns_addresses = vec![addr("192.0.2.53")];
     let node = Node {
         name: NodeName::new("node1"),
         labels: BTreeMap::new(),
@@ -230,6 +231,7 @@ fn overlaps_belong_to_the_first_by_name_and_nobody_gives_the_clusters_own() {
             "error: AddressPool b: spec.addresses[0]: 192.0.2.12 belongs to pool a and is not given out by this pool",
             "error: AddressPool b: spec.addresses[0]: 192.0.2.13 belongs to node node1 and is not given out by this pool",
             "error: AddressPool b: spec.addresses[1]: 10.96.0.0-10.96.0.9 belongs to the cluster's service prefix 10.96.0.0/16 and is not given out by this pool",
+            "error: AddressPool b: spec.addresses[2]: 192.0.2.53 belongs to the cluster's name server and is not given out by this pool",
         ]
     );
 }
