@@ -19,7 +19,7 @@ use super::pods;
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub const MANAGER: &str = "endpointslice-controller.k8s.io";
-const HEADLESS: &str = "service.kubernetes.io/headless";
+pub const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
 const TOPOLOGY_MODES: [&str; 2] =
     ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
@@ -98,13 +98,13 @@ fn is_ours(slice: &EndpointSlice, service: &Service) -> bool {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
+pub enum Family {
     Ipv4,
     Ipv6,
 }
 
 impl Family {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Ipv4 => "IPv4",
             Self::Ipv6 => "IPv6",
@@ -116,7 +116,7 @@ impl Family {
     }
 }
 
-fn families(service: &Service) -> Vec<Family> {
+pub fn families(service: &Service) -> Vec<Family> {
     if service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
         // Its endpoints are whatever the name leads to.
         return Vec::new();
@@ -146,13 +146,13 @@ fn key(ports: &[EndpointPort]) -> String {
     to_value(&ports).to_string()
 }
 
-fn address(pod: &Pod, family: Family) -> Option<String> {
+pub fn address(pod: &Pod, family: Family) -> Option<String> {
     let status = pod.status.as_ref()?;
     let all = status.pod_ips.iter().flatten().map(|ip| &ip.ip);
     all.chain(status.pod_ip.as_ref()).find(|address| family.has(address)).cloned()
 }
 
-fn ports(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
+pub fn ports(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
     let named = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
     let resolved = named.iter().filter_map(|port| {
         Some(EndpointPort {

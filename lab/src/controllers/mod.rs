@@ -9,6 +9,7 @@ mod endpoints;
 mod garbage;
 mod history;
 mod job;
+mod legacy_endpoints;
 mod meta;
 mod nodes;
 pub mod podcidr;

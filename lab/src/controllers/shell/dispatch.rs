@@ -1,7 +1,7 @@
 //! Which objects need a look when something changed.
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -9,7 +9,7 @@ use kube::Resource;
 use super::cache::{Cache, Change};
 use super::queue::Queue;
 use crate::controllers::effect::Kind;
-use crate::controllers::{endpoints, meta, pods};
+use crate::controllers::{endpoints, legacy_endpoints, meta, pods};
 
 /// One look.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -93,7 +93,21 @@ pub fn slice(queue: &Queue<Work>, change: Change<'_, EndpointSlice>) {
     let slice = change.any();
     if let Some(service) = endpoints::service_of(slice) {
         queue.add(Work::named(Kind::Service, meta::namespace(&slice.metadata), service));
+        if change.both().any(legacy_endpoints::is_mirror) {
+            queue.add(Work::named(Kind::Endpoints, meta::namespace(&slice.metadata), service));
+        }
     }
+}
+
+/// A service decides whether its Endpoints are made here, mirrored, or neither.
+pub fn service(queue: &Queue<Work>, change: Change<'_, Service>) {
+    itself(queue, Kind::Service, change);
+    itself(queue, Kind::Endpoints, change);
+}
+
+pub fn endpoints(queue: &Queue<Work>, change: Change<'_, Endpoints>) {
+    itself(queue, Kind::Service, change);
+    itself(queue, Kind::Endpoints, change);
 }
 
 /// A pod on a node with taints may have to leave.

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Client, Resource};
 
@@ -21,7 +21,8 @@ use super::queue::{Ended, Queue};
 use crate::controllers::effect::{Effect, Kind, Outcome};
 use crate::controllers::scheduler::{self, Assumed};
 use crate::controllers::{
-    cronjob, daemonset, deployment, endpoints, garbage, job, meta, nodes, pods, replicaset, statefulset,
+    cronjob, daemonset, deployment, endpoints, garbage, job, legacy_endpoints, meta, nodes, pods, replicaset,
+    statefulset,
 };
 
 /// Everything the controllers see and write with.
@@ -38,6 +39,7 @@ pub struct World {
     nodes: Arc<Cache<Node>>,
     services: Arc<Cache<Service>>,
     slices: Arc<Cache<EndpointSlice>>,
+    legacy_endpoints: Arc<Cache<Endpoints>>,
     controllers: Executor,
     scheduler: Executor,
     pending: Pending,
@@ -61,6 +63,7 @@ impl World {
             nodes: Cache::new(),
             services: Cache::new(),
             slices: Cache::new(),
+            legacy_endpoints: Cache::new(),
             controllers: Executor::new(controllers.clone(), "weft-lab-controllers"),
             scheduler: Executor::new(scheduler, scheduler::NAME),
             pending: Pending::default(),
@@ -85,8 +88,11 @@ impl World {
             self.plain(&self.leases, &client, |world, change| dispatch::lease(&world.queue, change)),
             self.plain(&self.pods, &client, Self::pod_changed),
             self.plain(&self.nodes, &client, Self::node_changed),
-            self.plain(&self.services, &client, |world, change| world.changed(Kind::Service, change)),
+            self.plain(&self.services, &client, |world, change| dispatch::service(&world.queue, change)),
             self.plain(&self.slices, &client, |world, change| dispatch::slice(&world.queue, change)),
+            self.plain(&self.legacy_endpoints, &client, |world, change| {
+                dispatch::endpoints(&world.queue, change)
+            }),
         ]
     }
 
@@ -122,6 +128,7 @@ impl World {
         self.nodes.wait_synced().await;
         self.services.wait_synced().await;
         self.slices.wait_synced().await;
+        self.legacy_endpoints.wait_synced().await;
     }
 
     pub async fn look(&self, work: &Work) -> Ended {
@@ -159,6 +166,7 @@ impl World {
             Kind::CronJob => uid(self.cron_jobs.get(namespace, name)),
             Kind::Node => uid(self.nodes.get("", name)),
             Kind::Service => uid(self.services.get(namespace, name)),
+            Kind::Endpoints => uid(self.legacy_endpoints.get(namespace, name)),
             _ => None,
         }
     }
@@ -194,12 +202,16 @@ impl World {
             }
             Kind::Service => {
                 let object = self.services.get(namespace, name)?;
-                endpoints::reconcile(
-                    &object,
-                    &pods(),
-                    &self.nodes.all(),
-                    &self.slices.in_namespace(namespace),
-                )
+                let (pods, slices) = (pods(), self.slices.in_namespace(namespace));
+                let mut outcome = endpoints::reconcile(&object, &pods, &self.nodes.all(), &slices);
+                let existing = self.legacy_endpoints.get(namespace, name);
+                outcome.effects.extend(legacy_endpoints::write(&object, &pods, existing.as_deref()));
+                outcome
+            }
+            Kind::Endpoints => {
+                let object = self.legacy_endpoints.get(namespace, name)?;
+                let service = self.services.get(namespace, name);
+                legacy_endpoints::mirror(service.as_deref(), &object, &self.slices.in_namespace(namespace))
             }
             _ => return None,
         })
