@@ -161,6 +161,7 @@ fn snapshot() -> Snapshot {
             addresses: vec![v4(172, 30, number)],
             pod_cidrs,
             ready: true,
+            sctp: Default::default(),
         };
         snapshot.nodes.insert(name, node);
     }

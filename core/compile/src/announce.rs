@@ -175,6 +175,7 @@ mod tests {
             addresses: Vec::new(),
             pod_cidrs: BTreeSet::new(),
             ready,
+            sctp: Default::default(),
         }
     }
 

@@ -27,6 +27,7 @@ pub use state::Compiler;
 pub fn service_findings(snapshot: &Snapshot) -> Vec<Finding> {
     let bare = Snapshot {
         settings: snapshot.settings.clone(),
+        nodes: snapshot.nodes.clone(),
         services: snapshot.services.clone(),
         ..Snapshot::default()
     };
@@ -34,6 +35,13 @@ pub fn service_findings(snapshot: &Snapshot) -> Vec<Finding> {
     findings.sort();
     findings.dedup();
     findings
+}
+
+/// Whether the same services have the same findings in both.
+pub fn same_service_findings(before: &Snapshot, after: &Snapshot) -> bool {
+    before.settings == after.settings
+        && before.services == after.services
+        && services::same_kernels(before, after)
 }
 
 /// What a node should hold, and what its user should know about the objects it was made of.

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use weft_model::{
-    Addr, Cidr, EndpointSlice, Family, Finding, Forwarding, IpMode, NodeName, Port, Protocol, Service,
-    ServiceKey, ServiceKind, ServicePort, Severity, SharedMap, Snapshot, TrafficPolicy,
+    Addr, Cidr, EndpointSlice, Family, Finding, Forwarding, IpMode, Node, NodeName, Port, Protocol, Sctp,
+    Service, ServiceKey, ServiceKind, ServicePort, Severity, SharedMap, Snapshot, TrafficPolicy,
 };
 use weft_plan::{BackendList, EdgePlan, Exposure, Frontend, HealthCheck, ServiceId, ServicePlan};
 
@@ -69,7 +69,7 @@ impl Services {
     /// changed too, and nothing was done.
     pub fn follow(&mut self, before: &Snapshot, after: &Snapshot) -> bool {
         let same_services = after.services == before.services && after.settings == before.settings;
-        if !same_services || !self.place.holds_for(before, after) {
+        if !same_services || !self.place.holds_for(before, after) || !same_kernels(before, after) {
             return false;
         }
         let mut affected = BTreeSet::new();
@@ -111,6 +111,12 @@ impl Services {
             check.local_endpoints = lists.ready_here();
         }
     }
+}
+
+/// Findings name nodes whose kernel lacks something.
+pub(crate) fn same_kernels(before: &Snapshot, after: &Snapshot) -> bool {
+    let sctp = |node: Option<&Node>| node.map(|node| node.sctp);
+    after.nodes.changes(&before.nodes).all(|change| sctp(change.before) == sctp(change.after))
 }
 
 fn slices_of(snapshot: &Snapshot) -> BTreeMap<ServiceKey, BTreeSet<ServiceKey>> {
@@ -286,10 +292,33 @@ impl Building<'_> {
     }
 
     fn not_served(&mut self, service: &Service, index: usize, port: &ServicePort) {
-        let message = format!("{} is not served: the datapath balances TCP and UDP", port.protocol);
+        let why = match port.protocol {
+            Protocol::SCTP => why_no_sctp(self.snapshot),
+            _ => NOT_BALANCED.to_owned(),
+        };
+        let message = format!("{} port {} is not served: {why}", port.protocol, port.port);
         let finding = error(service, &format!("spec.ports[{index}].protocol"), message);
         if !self.findings.contains(&finding) {
             self.findings.push(finding);
+        }
+    }
+}
+
+const NOT_BALANCED: &str = "the datapath balances TCP and UDP";
+
+fn why_no_sctp(snapshot: &Snapshot) -> String {
+    let without = snapshot.nodes.values().filter(|node| node.sctp == Sctp::Missing);
+    match (without.clone().count(), without.clone().next()) {
+        (_, None) => NOT_BALANCED.to_owned(),
+        (count, _) if count == snapshot.nodes.len() => {
+            "no node's kernel has SCTP (CONFIG_IP_SCTP)".to_owned()
+        }
+        (1, Some(node)) => format!("{NOT_BALANCED}, and the kernel of node {} has no SCTP", node.name),
+        (count, Some(node)) => {
+            format!(
+                "{NOT_BALANCED}, and the kernels of {count} nodes, {} among them, have no SCTP",
+                node.name
+            )
         }
     }
 }

@@ -21,7 +21,7 @@ pub mod testing;
 pub use addresses::{Addr, AddrError, Cidr, Family, Port, Protocol};
 pub use labels::{Labels, Operator, Requirement, Selector};
 pub use names::{NamespaceName, NodeName, ObjectKey, PodKey, PolicyKey, PolicyKind, ServiceKey, Uid};
-pub use nodes::Node;
+pub use nodes::{Node, Sctp};
 pub use pods::{NamedPort, Namespace, Pod, PodPhase};
 pub use policies::{Block, NamespaceMatch, Peer, Policy, PortMatch, Rule, RuleSet, Subject};
 pub use pools::{

@@ -15,6 +15,21 @@ pub struct Node {
     pub pod_cidrs: BTreeSet<Cidr>,
     /// Condition `Ready` is true.
     pub ready: bool,
+    #[serde(default)]
+    pub sctp: Sctp,
+}
+
+/// Whether a node's kernel has SCTP, as its agent says by a condition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Sctp {
+    #[default]
+    Unknown,
+    Available,
+    Missing,
+}
+
+impl Sctp {
+    pub const CONDITION: &str = "weft.dev/Sctp";
 }
 
 impl Node {

@@ -23,6 +23,7 @@ mod programs;
 mod read_back;
 mod reserved;
 mod routes;
+mod sctp;
 mod service_apply;
 mod service_entries;
 mod service_state;
@@ -41,6 +42,7 @@ pub use netns::{in_namespace, netns_cookie};
 pub use pods::{PodAttachment, PodLink, device_name};
 pub use programs::{OBJECT, Programs};
 pub use read_back::Tables;
+pub use sctp::kernel_has_sctp;
 pub use tables::KernelTables;
 pub use usage::{Kept, Refused, Usage};
 

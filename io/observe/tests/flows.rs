@@ -48,6 +48,7 @@ fn snapshot() -> Snapshot {
         addresses: vec![addr("172.30.0.12")],
         pod_cidrs: BTreeSet::new(),
         ready: true,
+        sctp: Default::default(),
     };
     Snapshot {
         pods: pods.into_iter().map(|pod| (pod.key.clone(), pod)).collect(),

@@ -4,6 +4,7 @@
 mod announce;
 mod applier;
 mod flows;
+mod kernel;
 mod listeners;
 mod names;
 mod network;
@@ -67,6 +68,7 @@ pub async fn run(config: &Path) -> Result<()> {
     tokio::spawn(keep_house(agent.clone()));
     tokio::spawn(announce::run(agent.clone(), announce::held_before(&agent.config.state_dir)));
     tokio::spawn(pressure::follow(agent.clone()));
+    tokio::spawn(kernel::report(agent.clone()));
     crate::fabrics::terminated().await;
     tracing::info!("agent stops; programs, links and maps stay as they are");
     Ok(())
@@ -74,6 +76,7 @@ pub async fn run(config: &Path) -> Result<()> {
 
 async fn start(config: AgentConfig) -> Result<Arc<Agent>> {
     let node = NodeName::new(&config.node);
+    config.tables.check().context("the agent's configuration")?;
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("cannot create {}", config.state_dir.display()))?;
     let datapath = tokio::task::spawn_blocking({

@@ -74,7 +74,16 @@ async fn other_view(
     views: &mut watch::Receiver<View>,
     decided: &View,
 ) -> Result<(), watch::error::RecvError> {
-    views.wait_for(|view| matters(decided, view)).await.map(|_| ())
+    let mut seen = decided.clone();
+    loop {
+        views.changed().await?;
+        // From view to view, so that what does not matter is looked at once.
+        let view = views.borrow_and_update().clone();
+        if matters(&seen, &view) {
+            return Ok(());
+        }
+        seen = view;
+    }
 }
 
 struct Desk {

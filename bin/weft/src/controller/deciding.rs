@@ -146,7 +146,7 @@ impl Decider {
             self.work.allocated += 1;
             self.allocation = allocate(after);
         }
-        if settings || before.services != after.services {
+        if settings || !weft_compile::same_service_findings(before, after) {
             self.work.checked += 1;
             self.findings = weft_compile::service_findings(after);
         }

@@ -132,6 +132,7 @@ mod tests {
                 addresses: Vec::new(),
                 pod_cidrs: BTreeSet::new(),
                 ready: true,
+                sctp: Default::default(),
             };
             snapshot.nodes.insert(node.name.clone(), node);
         }

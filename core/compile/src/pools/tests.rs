@@ -219,6 +219,7 @@ fn overlaps_belong_to_the_first_by_name_and_nobody_gives_the_clusters_own() {
         addresses: vec![addr("192.0.2.13")],
         pod_cidrs: BTreeSet::new(),
         ready: true,
+        sctp: Default::default(),
     };
     snapshot.nodes.insert(node.name.clone(), node);
     let allocation = allocate(&snapshot);

@@ -206,7 +206,7 @@ fn weights_come_from_pods_and_slices() {
     assert_eq!(weights, [3, 7]);
 }
 
-/// Proves spec.ports.protocol: TCP and UDP; SCTP is said not to be served.
+/// Proves spec.ports.protocol: TCP and UDP; SCTP is said not to be served, and which kernels have none.
 #[test]
 fn what_cannot_be_served_is_said_and_takes_nothing_away() {
     let spec = json!({"type": "ClusterIP", "clusterIP": "10.96.0.7", "externalIPs": ["10.96.0.8", "2001:db8::1"], "ports": [{"port": 80}, {"name": "s", "protocol": "SCTP", "port": 90}]});
@@ -219,7 +219,21 @@ fn what_cannot_be_served_is_said_and_takes_nothing_away() {
     let expected = [
         "error: Service shop/web: spec.externalIPs[0]: 10.96.0.8:80/TCP belongs to service shop/other already; it is not served for this one",
         "error: Service shop/web: spec.externalIPs[1]: 2001:db8::1 is not of the service's families; it is not served",
-        "error: Service shop/web: spec.ports[1].protocol: SCTP is not served: the datapath balances TCP and UDP",
+        "error: Service shop/web: spec.ports[1].protocol: SCTP port 90 is not served: the datapath balances TCP and UDP",
     ];
     assert_eq!(messages(&cluster), expected);
+    let mut said = |kernels: &[&str]| {
+        let node = |(index, sctp): (usize, &&str)| {
+            parse(json!({
+                "metadata": {"name": format!("node{}", index + 1)},
+                "status": {"conditions": [{"type": "weft.dev/Sctp", "status": sctp}],
+                    "addresses": [{"type": "InternalIP", "address": format!("172.30.0.{}", index + 11)}]},
+            }))
+        };
+        cluster.nodes = kernels.iter().enumerate().map(node).collect();
+        messages(&cluster).last().cloned().unwrap_or_default()
+    };
+    assert!(said(&["False", "False"]).ends_with("served: no node's kernel has SCTP (CONFIG_IP_SCTP)"));
+    assert!(said(&["False", "True"]).ends_with("UDP, and the kernel of node node1 has no SCTP"));
+    assert!(said(&["True", "True"]).ends_with("served: the datapath balances TCP and UDP"));
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1 as api;
 
 use super::{Findings, Parsed, non_empty};
-use crate::{Addr, AddrError, Cidr, Node, NodeName};
+use crate::{Addr, AddrError, Cidr, Node, NodeName, Sctp};
 
 pub fn node(node: &api::Node) -> Parsed<Node> {
     let mut findings = Findings::about("Node", &node.metadata);
@@ -19,14 +19,19 @@ pub fn node(node: &api::Node) -> Parsed<Node> {
         labels: node.metadata.labels.clone().unwrap_or_default(),
         addresses,
         pod_cidrs,
-        ready: is_ready(node),
+        ready: condition(node, "Ready") == Some("True"),
+        sctp: match condition(node, Sctp::CONDITION) {
+            Some("True") => Sctp::Available,
+            Some("False") => Sctp::Missing,
+            _ => Sctp::Unknown,
+        },
     });
     findings.with(value)
 }
 
-fn is_ready(node: &api::Node) -> bool {
+fn condition<'a>(node: &'a api::Node, kind: &str) -> Option<&'a str> {
     let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    conditions.find(|condition| condition.type_ == kind).map(|condition| condition.status.as_str())
 }
 
 /// In the object's order, without repeats. With one that is no address, or with none, the whole node is not understood:

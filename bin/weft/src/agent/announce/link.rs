@@ -54,6 +54,7 @@ mod tests {
                 addresses: vec![Addr::from(std::net::Ipv4Addr::new(172, 30, number % 2, number))],
                 pod_cidrs: BTreeSet::new(),
                 ready: number != 38,
+                sctp: Default::default(),
             };
             snapshot.nodes.insert(node.name.clone(), node);
         }
