@@ -13,6 +13,7 @@ use weft_model::Forwarding;
 use super::network::UPLINK;
 use super::paths::Paths;
 use super::spec::{NodeAddresses, Routing, Spec};
+use super::tables::TableSizes;
 
 /// The port of the API server on every node, as on a real control plane.
 pub const NODE_API_PORT: u16 = 6443;
@@ -62,6 +63,8 @@ pub struct AgentConfig {
     pub routing: Routing,
     pub forwarding: Forwarding,
     pub localhost_node_ports: bool,
+    #[serde(default)]
+    pub tables: TableSizes,
     /// The MTU of the links between nodes; what pods get follows from it and the routing.
     pub mtu: u32,
     pub cluster_cidrs: ClusterCidrs,
@@ -189,6 +192,7 @@ impl Inputs<'_> {
             routing: spec.routing,
             forwarding: spec.forwarding,
             localhost_node_ports: spec.localhost_node_ports,
+            tables: spec.tables,
             mtu: spec.mtu,
             cluster_cidrs: ClusterCidrs {
                 pods: spec.pods.of(spec.families),

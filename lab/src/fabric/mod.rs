@@ -14,6 +14,7 @@ pub mod preflight;
 mod process;
 pub mod spec;
 mod supervise;
+mod tables;
 mod teardown;
 
 use std::io;
@@ -31,6 +32,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub use error::{Error, Reasons};
 pub use process::{Program, enter};
 pub use spec::{Cidrs, Families, NodeMask, OutsideMachine, Routing, Spec};
+pub use tables::{TableSizeError, TableSizes};
 
 use config::Inputs;
 use paths::{Paths, UNDERLAY};

@@ -10,6 +10,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use weft_model::Forwarding;
 
+use super::tables::{TableSizeError, TableSizes};
+
 /// First node's host number in the node ranges; those below are the underlay's own.
 const FIRST_NODE_HOST: u32 = 11;
 /// First outside machine's host number; the bridge is 1.
@@ -103,6 +105,9 @@ pub struct Spec {
     pub localhost_node_ports: bool,
     /// How connections from outside get to backends on other nodes, for services that do not say.
     pub forwarding: Forwarding,
+    /// Room in the kernel's tables of each node.
+    #[serde(default)]
+    pub tables: TableSizes,
     /// How many seconds a node may be silent before its pods count as not ready.
     pub node_grace_seconds: u32,
     /// Where all fabrics keep their state.
@@ -134,6 +139,7 @@ impl Default for Spec {
             node_ports: 30_000..=32_767,
             localhost_node_ports: false,
             forwarding: Forwarding::Snat,
+            tables: TableSizes::default(),
             node_grace_seconds: 4,
             state_root: PathBuf::from("/run/weft"),
             netns_root: PathBuf::from("/run/netns"),
@@ -207,6 +213,8 @@ pub enum SpecError {
         "node grace: {seconds} s is not usable; give {least} to {most} s", least = NODE_GRACE.start(), most = NODE_GRACE.end()
     )]
     NodeGrace { seconds: u32 },
+    #[error(transparent)]
+    Tables(#[from] TableSizeError),
 }
 
 /// A node as the fabric lays it out.
@@ -394,6 +402,7 @@ impl Spec {
 
     fn other_problems(&self) -> Vec<SpecError> {
         let mut found = Vec::new();
+        found.extend(self.tables.check().err().map(SpecError::from));
         // IPv6 needs 1280 inside whatever wraps it.
         let least = 1280 + self.wrapping();
         if !(least..=65535).contains(&self.mtu) {

@@ -11,8 +11,8 @@ pub fn datapath(config: &AgentConfig) -> datapath::Config {
         cgroup_dir: config.cgroup_dir.clone(),
         uplink: config.uplink.clone(),
         routing: routing(config),
-        flow_entries: datapath::Config::DEFAULT_FLOW_ENTRIES,
-        capacity: datapath::Capacity::default(),
+        flow_entries: config.tables.flows,
+        capacity: datapath::Capacity { frontends: config.tables.frontends, backends: config.tables.backends },
     }
 }
 
@@ -54,4 +54,19 @@ fn routing(config: &AgentConfig) -> Routing {
 
 fn cidrs(nets: &[ipnet::IpNet]) -> Vec<Cidr> {
     nets.iter().filter_map(|net| Cidr::around(net.addr().into(), net.prefix_len())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_lab::fabric::TableSizes;
+
+    use super::*;
+
+    #[test]
+    fn tables_are_as_large_as_the_datapath_has_them_unless_set() {
+        let sizes = TableSizes::default();
+        let datapath::Capacity { frontends, backends } = datapath::Capacity::default();
+        assert_eq!((sizes.frontends, sizes.backends), (frontends, backends));
+        assert_eq!(sizes.flows, datapath::Config::DEFAULT_FLOW_ENTRIES);
+    }
 }

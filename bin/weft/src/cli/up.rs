@@ -11,7 +11,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
-use weft_lab::fabric::{self, Families, Routing, Spec};
+use weft_lab::fabric::{self, Families, Routing, Spec, TableSizes};
 use weft_model::Forwarding;
 
 use super::summary;
@@ -84,6 +84,15 @@ pub struct Args {
     /// How connections from outside get to backends on other nodes
     #[arg(long, value_enum, default_value = "snat")]
     forwarding: ForwardingArg,
+    /// Room in each node's kernel for addresses and ports of services
+    #[arg(long, default_value_t = TableSizes::default().frontends, value_name = "ENTRIES")]
+    max_frontends: u32,
+    /// Room for the backends of all services' ports, each as often as its weight
+    #[arg(long, default_value_t = TableSizes::default().backends, value_name = "ENTRIES")]
+    max_backends: u32,
+    /// Room for flows
+    #[arg(long, default_value_t = TableSizes::default().flows, value_name = "ENTRIES")]
+    max_flows: u32,
     /// How long a node may be silent before its pods count as not ready
     #[arg(long, default_value_t = 4, value_name = "SECONDS")]
     node_grace: u32,
@@ -175,6 +184,11 @@ impl Args {
             forwarding: match self.forwarding {
                 ForwardingArg::Snat => Forwarding::Snat,
                 ForwardingArg::Dsr => Forwarding::Dsr,
+            },
+            tables: TableSizes {
+                frontends: self.max_frontends,
+                backends: self.max_backends,
+                flows: self.max_flows,
             },
             node_grace_seconds: self.node_grace,
             ..Spec::default()
