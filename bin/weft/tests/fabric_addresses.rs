@@ -92,6 +92,7 @@ fn state(fabric: &Fabric, node: &str) -> Option<String> {
     row["state"].as_str().map(str::to_owned)
 }
 
+/// Proves spec.ipFamilyPolicy: SingleStack, PreferDualStack and RequireDualStack, with the second address allocated and given back.
 #[test]
 fn an_address_is_given_announced_taken_over_and_withdrawn() {
     let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();

@@ -102,6 +102,7 @@ fn check_all(client: &Namespace, size: usize) {
     }
 }
 
+/// Proves status.loadBalancer.ingress.ip: Served on every node, for clients in the cluster and from outside.
 #[test]
 fn outside_reaches_a_pod_of_the_node_it_asks() {
     let mut fabric = Fabric::new(1, Routing::Direct);
@@ -156,6 +157,7 @@ fn seen_by(pod: &Pod, client: &Namespace, to: Addr, port: u16) -> Addr {
     Addr::from(peer.ip())
 }
 
+/// Proves spec.externalTrafficPolicy: Local keeps traffic from outside on the node it came to, with the client's address.
 #[test]
 fn local_backends_see_the_client_and_other_nodes_are_silent() {
     let mut fabric = Fabric::new(2, Routing::Direct);
@@ -582,6 +584,7 @@ fn connections_to_a_backend_that_is_gone_end_on_the_node() {
     assert!(gone() >= 4, "each is dropped with its cause");
 }
 
+/// Proves spec.loadBalancerSourceRanges: Only these clients reach the balancer's addresses, from pods too.
 #[test]
 fn clients_outside_a_services_ranges_are_not_heard() {
     let mut fabric = Fabric::new(1, Routing::Direct);

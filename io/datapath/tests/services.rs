@@ -135,6 +135,8 @@ fn serve_own_name(namespace: &Namespace, own: Addr, port: u16) {
 const V4: &str = "10.96.1.1";
 const V6: &str = "fd00:10:96::101";
 
+/// Proves spec.clusterIP: The address clients in the cluster use, on every node.
+/// Proves spec.ports.port: The port of cluster IP, external and balancer addresses.
 #[test]
 fn sockets_reach_backends_under_the_services_address() {
     let mut fabric = Fabric::new(1, Routing::Direct);
@@ -232,6 +234,7 @@ fn nodes_own_and_foreign_addresses_are_left_alone() {
     assert_eq!(pod.call("tcp", &node_v4(1).to_string(), 81), format!("hello {}", node_v4(1)));
 }
 
+/// Proves spec.ports.nodePort: The port on every address of every node.
 #[test]
 fn node_ports_answer_at_every_nodes_address() {
     let mut fabric = Fabric::new(2, Routing::Direct);
@@ -364,6 +367,7 @@ fn a_hash_chooses_what_the_definition_chooses() {
     assert_eq!(seen.len(), servers.len());
 }
 
+/// Proves spec.sessionAffinityConfig.clientIP.timeoutSeconds: How long after its last connection a client keeps its backend.
 /// Proves spec.sessionAffinity: ClientIP sends a client to its last backend while that is a member and the timeout is not over.
 #[test]
 fn session_affinity_holds_while_it_is_young_and_its_backend_a_member() {
