@@ -120,12 +120,6 @@ impl Announcer {
         self.entries.get(&addr).is_some_and(|entry| !quiet(&entry.phase))
     }
 
-    /// Nodes it asks for, as long as it is in doubt.
-    pub fn watched_peers(&self) -> impl Iterator<Item = Addr> + '_ {
-        let asks = self.trust() != Trust::Sound;
-        self.standing.peers().filter(move |_| asks)
-    }
-
     /// True once after it became unsure of what the Leases say: they have to be listed anew.
     pub fn take_relist(&mut self) -> bool {
         std::mem::take(&mut self.relist)

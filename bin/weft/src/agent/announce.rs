@@ -20,7 +20,7 @@ use weft_datapath::{Heard, Neighbours};
 use weft_decide::announce::{Announcer, Api, Claim, Effect, LinkAddr, Outcome, Times, Trust};
 use weft_kube::View;
 use weft_kube::claims::{AddressLease, Claims, LeaseNews};
-use weft_model::{Addr, NodeName};
+use weft_model::{Addr, Node, NodeName, SharedMap};
 
 use super::Agent;
 use hearing::Interest;
@@ -66,6 +66,8 @@ async fn start(agent: &Arc<Agent>, held: BTreeSet<Addr>) -> Result<Task> {
         trust: Trust::Sound,
         announcements: Announcements::default(),
         viewed: false,
+        nodes: SharedMap::new(),
+        peers: BTreeSet::new(),
         writer,
         outcomes,
         beats,
@@ -74,6 +76,7 @@ async fn start(agent: &Arc<Agent>, held: BTreeSet<Addr>) -> Result<Task> {
         link_error: None,
         leases: BTreeMap::new(),
         hearts: BTreeMap::new(),
+        unlisted: Default::default(),
         groups: held.iter().filter_map(|addr| Neighbours::group(*addr)).collect(),
         held,
         file: record::file(&agent.config.state_dir),
@@ -90,6 +93,9 @@ struct Task {
     trust: Trust,
     announcements: Announcements,
     viewed: bool,
+    /// What the peers were chosen from.
+    nodes: SharedMap<NodeName, Node>,
+    peers: BTreeSet<Addr>,
     writer: Writer,
     outcomes: mpsc::Receiver<(Addr, Outcome, Option<AddressLease>)>,
     beats: watch::Sender<bool>,
@@ -97,6 +103,8 @@ struct Task {
     pace: watch::Sender<Duration>,
     leases: BTreeMap<Addr, AddressLease>,
     hearts: BTreeMap<NodeName, String>,
+    /// Leases known from before a new list that were not seen in it so far.
+    unlisted: (BTreeSet<Addr>, BTreeSet<NodeName>),
     /// Link-layer groups this node is a member of for its addresses.
     groups: BTreeSet<weft_abi::Mac>,
     held: BTreeSet<Addr>,
@@ -147,6 +155,8 @@ impl Task {
             if self.announcer.take_relist() {
                 tracing::warn!("the heartbeat of this node was late: leases are listed anew");
                 self.news = self.claims.watch();
+                self.unlisted =
+                    (self.leases.keys().copied().collect(), self.hearts.keys().cloned().collect());
             }
             let touched = self.announcer.take_touched();
             self.listen(&touched);
@@ -164,7 +174,11 @@ impl Task {
         self.announcer.set_times(times);
         self.pace.send_if_modified(|pace| std::mem::replace(pace, times.heartbeat) != times.heartbeat);
         let uplink = &agent.config.uplink;
-        self.announcer.set_peers(link::peers(&view.snapshot, &agent.node, uplink));
+        if !view.snapshot.nodes.is_same(&self.nodes) {
+            self.nodes = view.snapshot.nodes.clone();
+            self.peers = link::peers(&view.snapshot, &agent.node, uplink);
+            self.announcer.set_peers(self.peers.iter().copied());
+        }
         let first = !std::mem::replace(&mut self.viewed, true);
         if !self.announcements.follow(&view.snapshot) && !first {
             return;
@@ -184,6 +198,7 @@ impl Task {
         let now = Instant::now();
         match news {
             LeaseNews::Address(lease) => {
+                self.unlisted.0.remove(&lease.addr);
                 let known = self.leases.get(&lease.addr);
                 if known.is_some_and(|known| is_older(&lease.version, &known.version)) {
                     return;
@@ -202,6 +217,7 @@ impl Task {
                 self.announcer.claim_seen(addr, None, now);
             }
             LeaseNews::Heartbeat(node, text) => {
+                self.unlisted.1.remove(&node);
                 self.announcer.heartbeat_seen(&node, &text, now);
                 self.hearts.insert(node, text);
             }
@@ -210,6 +226,9 @@ impl Task {
                 self.hearts.remove(&node);
             }
             LeaseNews::Listed => {
+                let (addresses, nodes) = std::mem::take(&mut self.unlisted);
+                addresses.into_iter().for_each(|addr| self.lease(LeaseNews::AddressGone(addr)));
+                nodes.into_iter().for_each(|node| self.lease(LeaseNews::HeartbeatGone(node)));
                 self.announcer.listed(now);
                 self.announcer.api(Api::Reachable, now);
             }
@@ -242,7 +261,13 @@ impl Task {
                 watched.remove(addr);
             }
         }
-        watched.extend(self.announcer.watched_peers());
+        for peer in &self.peers {
+            if trust == Trust::Sound {
+                watched.remove(peer);
+            } else {
+                watched.insert(*peer);
+            }
+        }
     }
 
     /// What is held goes into the kernel before the network hears of it, and out of it before the Lease is given up.

@@ -62,10 +62,6 @@ impl Standing {
         self.peers = peers.into_iter().map(|peer| (peer, answer(peer))).collect();
     }
 
-    pub fn peers(&self) -> impl Iterator<Item = Addr> + '_ {
-        self.peers.keys().copied()
-    }
-
     /// A heartbeat that was sent then got through. True if it came so late that others may have counted this node as
     /// silent, and that was not known yet.
     pub fn beaten(&mut self, sent: Instant, now: Instant, times: &Times) -> bool {
@@ -154,7 +150,7 @@ impl Standing {
         for answer in self.peers.values_mut().filter(|answer| **answer == Answer::Given) {
             *answer = Answer::Awaited;
         }
-        Some(Round { peers: self.peers().collect(), own })
+        Some(Round { peers: self.peers.keys().copied().collect(), own })
     }
 
     /// When `step` has something to do although nothing came in.

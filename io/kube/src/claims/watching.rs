@@ -2,6 +2,7 @@
 //! as known.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -15,6 +16,8 @@ use super::{KIND_LABEL, LeaseNews, address_lease, holder, renewed};
 use crate::cluster::Waits;
 
 const WATCH_SECONDS: u32 = 60;
+/// A list over a connection that leads nowhere is begun anew over another.
+const LIST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Until the receiver is dropped.
 pub(super) async fn follow(api: Api<Lease>, send: mpsc::Sender<LeaseNews>) {
@@ -60,11 +63,20 @@ async fn watch(
     send: &mpsc::Sender<LeaseNews>,
     known: &mut Known,
     waits: &mut Waits,
-) -> Option<watcher::Error> {
+) -> Option<String> {
     let config = watcher::Config::default().labels(KIND_LABEL).timeout(WATCH_SECONDS);
     let mut events = watcher(api.clone(), config).boxed();
     let mut before = Known::default();
-    while let Some(event) = events.next().await {
+    loop {
+        let next = events.next();
+        let next = match known.listed {
+            true => Ok(next.await),
+            false => tokio::time::timeout(LIST_PATIENCE, next).await,
+        };
+        let event = match next {
+            Ok(event) => event?.map_err(|error| error.to_string()),
+            Err(_) => Err("the API server does not answer".to_owned()),
+        };
         let mut batch = Vec::new();
         match event {
             Ok(watcher::Event::Init) => before = std::mem::take(known),
@@ -94,7 +106,6 @@ async fn watch(
             send.send(item).await.ok()?;
         }
     }
-    None
 }
 
 impl Known {
