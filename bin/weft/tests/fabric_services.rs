@@ -84,8 +84,8 @@ fn curl(fabric: &Fabric, place: &str, url: &str) -> String {
 }
 
 /// Proves spec.externalTrafficPolicy: Local keeps traffic from outside on the node it came to, with the client's address.
-/// Proves spec.healthCheckNodePort: Answers how many ready endpoints the node has. Allocated, or taken as requested, for balancers whose external policy is Local.
-/// Proves spec.loadBalancerClass: weft.dev/l2 and none are given addresses; other classes are left to others. Set once; only for balancers.
+/// Proves spec.healthCheckNodePort: Answers how many ready endpoints the node has.
+/// Proves spec.loadBalancerClass: weft.dev/l2 and none are given addresses; other classes are left to others.
 /// Proves spec.selector: Pods it selects become endpoints, one set of slices for each family.
 /// Proves spec.ports.protocol: TCP and UDP; SCTP is said not to be served, and which kernels have none.
 /// Proves status.conditions: weft.dev/AddressAssigned, weft.dev/Announced and weft.dev/Served say what holds and what cannot be honoured, and why.
