@@ -160,6 +160,7 @@ mod tests {
             addresses: vec![format!("172.30.0.1{number}").parse().unwrap()],
             pod_cidrs: BTreeSet::from([cidr(&format!("10.244.{number}.0/24"))]),
             ready: true,
+            sctp: Default::default(),
         };
         let mut snapshot = Snapshot::default();
         snapshot.settings.pod_cidrs = vec![cidr("10.244.0.0/16")];

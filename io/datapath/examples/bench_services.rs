@@ -416,6 +416,7 @@ fn snapshot() -> Snapshot {
         addresses: vec![node_v4(1)],
         pod_cidrs: BTreeSet::from([cidr("10.244.1.0/24")]),
         ready: true,
+        sctp: Default::default(),
     };
     snapshot.nodes.insert(node.name.clone(), node);
     for number in 0..MANY {
