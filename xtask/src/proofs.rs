@@ -104,7 +104,13 @@ impl Table {
                     findings.push(format!("{}: no test proves {}", self.file, row.key));
                     continue;
                 };
-                let sentences: Vec<&str> = proofs.iter().map(|proof| proof.sentence.as_str()).collect();
+                // What several tests prove is said once.
+                let mut sentences: Vec<&str> = Vec::new();
+                for proof in proofs {
+                    if !sentences.contains(&proof.sentence.as_str()) {
+                        sentences.push(&proof.sentence);
+                    }
+                }
                 let tests: Vec<String> = proofs.iter().map(|proof| format!("`{}`", proof.test)).collect();
                 writeln!(text, "| {} | {} | {} |", row.shown, sentences.join(" "), tests.join("<br>"))?;
             }
