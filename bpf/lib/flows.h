@@ -173,7 +173,8 @@ static __always_inline void open_flow(struct __sk_buff *skb, const struct packet
         return;
     struct judgement judgement;
     bool lost = !(packet->flow_flags & WEFT_FLOW_NAT) && !is_opening(packet) && answers_lost(packet);
-    bool back = lost || packet->flow_flags & FLOW_BACK, opened_by_b = found->from_b != back;
+    /* What opens a connection answers nothing, whatever it is translated by. */
+    bool back = lost || (packet->flow_flags & FLOW_BACK && !is_opening(packet)), opened_by_b = found->from_b != back;
     struct pair pair = {
         .opener = back ? &packet->destination : &packet->source,
         .responder = back ? &packet->source : &packet->destination,

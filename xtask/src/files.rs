@@ -88,7 +88,8 @@ impl Source {
     /// Up to the module of unit tests, which comes last in a file.
     pub fn lines_without_tests(&self) -> impl Iterator<Item = &str> {
         let lines: Vec<&str> = self.text.lines().collect();
-        let tests = lines.windows(2).position(|pair| pair[0] == "#[cfg(test)]" && pair[1] == "mod tests {");
+        let tests =
+            lines.windows(2).position(|pair| pair[0] == "#[cfg(test)]" && pair[1].ends_with("mod tests {"));
         lines.into_iter().take(tests.unwrap_or(usize::MAX))
     }
 }
@@ -148,6 +149,8 @@ mod tests {
     #[test]
     fn tests_do_not_count_and_the_limit_does() {
         assert_eq!(length(&rust(600, 900), None), None);
+        let shared = rust(600, 900).text().replace("mod tests", "pub mod tests");
+        assert_eq!(length(&Source::new("core/x/src/a.rs", &shared), None), None);
         assert!(length(&rust(601, 0), None).unwrap().contains("601 lines"));
     }
 

@@ -26,6 +26,7 @@ pub async fn run(config: &Path) -> Result<()> {
     };
     let mut names = Config::new(config.node, listen, config.state_file, config.socket);
     names.netns = Some(config.netns);
+    names.optional = settings.link_local_addresses.clone();
     names.domain = config.cluster_domain;
     names.settings = settings;
     names.settings_file = Arc::new(settings_file);

@@ -40,7 +40,7 @@ spec:
   externalTrafficPolicy: Local
   ipFamilies: [IPv4]
   selector: {app: web}
-  ports: [{port: 81, targetPort: 8080}, {name: s, port: 90, protocol: SCTP}]
+  ports: [{name: http, port: 81, targetPort: 8080}, {name: s, port: 90, protocol: SCTP}]
 ---
 apiVersion: v1
 kind: Service

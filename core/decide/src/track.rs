@@ -81,7 +81,8 @@ fn open(
 ) -> Result<Tracked, Reason> {
     let Step { packet, body, side, translated } = step;
     let lost = *translated != Translated::Yes && answers_lost(flows, packet, body);
-    let back = lost || *translated == Translated::Back;
+    // What opens a connection answers nothing, whatever it is translated by.
+    let back = lost || (*translated == Translated::Back && !body.tcp.opens());
     let mut judgement = match back {
         true => judge(plan, packet.destination, packet.source, body.protocol, body.source_port),
         false => judge(plan, packet.source, packet.destination, body.protocol, body.destination_port),

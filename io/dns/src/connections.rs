@@ -115,7 +115,8 @@ impl Connection {
                 self.output = Vec::new();
             }
         }
-        if self.ended && self.waiting == 0 && self.output.is_empty() { Fate::Ends } else { Fate::Stays }
+        let all_answered = self.is_idle() && !matches!(frame(&self.input), Frame::Whole(_));
+        if self.ended && all_answered { Fate::Ends } else { Fate::Stays }
     }
 
     pub fn wanted(&self) -> Interest {

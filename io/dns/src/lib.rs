@@ -40,7 +40,7 @@ mod wire;
 mod zones;
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -73,6 +73,8 @@ pub struct Config {
     /// asked from the one it was started in.
     pub netns: Option<PathBuf>,
     pub listen: Vec<IpAddr>,
+    /// Those of `listen` without which the others are served all the same.
+    pub optional: Vec<IpAddr>,
     pub port: u16,
     /// Names below it are never asked upstream, also before the first plan is there.
     pub domain: String,
@@ -96,6 +98,7 @@ impl Config {
             node: node.into(),
             netns: None,
             listen,
+            optional: Vec::new(),
             port: 53,
             domain: "cluster.local".to_owned(),
             plan_file: plan_file.into(),
@@ -152,8 +155,8 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> Result
     let handover = Handover::listen(&config.socket, listening.try_clone().map_err(Error::Thread)?)?;
     let watchers = Arc::new(Watchers::default());
     let own = listening.addresses();
-    let forwarder = Forwarder::new(config.settings.clone(), own, Box::new(Sockets), metrics.clone())?;
     let settings_file = config.settings_file.clone();
+    let forwarder = forwarder(&config.settings, &settings_file, own, &metrics)?;
     let control = control::Control {
         node: config.node.clone(),
         plans: plans.clone(),
@@ -198,6 +201,26 @@ pub async fn run_until(config: Config, stop: impl Future<Output = ()>) -> Result
     let _ = std::fs::remove_file(&config.socket);
     tracing::info!(node = config.node, "no longer answering names");
     Ok(())
+}
+
+/// Settings that name what is not there now, as a file of authorities, must not keep cluster names from being answered.
+fn forwarder(
+    settings: &Settings,
+    file: &SettingsFile,
+    own: Vec<SocketAddr>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Forwarder>, Error> {
+    let with = |settings: Settings| Forwarder::new(settings, own.clone(), Box::new(Sockets), metrics.clone());
+    match with(settings.clone()) {
+        Ok(forwarder) => {
+            file.keep(settings);
+            Ok(forwarder)
+        }
+        Err(error) => {
+            file.refused(error.to_string());
+            with(file.last_kept()).or_else(|_| with(Settings::default())).map_err(Error::from)
+        }
+    }
 }
 
 async fn take_over(config: &Config) -> Option<Taken> {

@@ -407,9 +407,23 @@ impl Reader {
             }
         }
         if fate == Fate::Stays {
-            fate = connection.flush(now);
+            fate = self.answer_and_flush(index, &mut connection, now);
         }
         self.settle(index, connection, fate);
+    }
+
+    /// Sends what there is, and goes on with whole questions that had to wait for room among the answers.
+    fn answer_and_flush(&mut self, index: usize, connection: &mut Connection, now: Instant) -> Fate {
+        loop {
+            let was_full = connection.is_full();
+            let fate = connection.flush(now);
+            if fate == Fate::Ends || !was_full || connection.is_full() {
+                return fate;
+            }
+            if self.answer_input(index, connection, now) == Fate::Ends {
+                return Fate::Ends;
+            }
+        }
     }
 
     fn settle(&mut self, index: usize, mut connection: Connection, fate: Fate) {
@@ -477,8 +491,11 @@ impl Reader {
     }
 
     fn deliver(&mut self, index: usize, serial: u64, answer: &[u8]) {
-        let is_same = self.connections.get(index).is_some_and(|connection| connection.serial == serial);
-        let Some(mut connection) = self.connections.take(index).filter(|_| is_same) else { return };
+        // Another client may have its place by now.
+        if self.connections.get(index).is_none_or(|connection| connection.serial != serial) {
+            return;
+        }
+        let Some(mut connection) = self.connections.take(index) else { return };
         connection.waiting -= 1;
         if !answer.is_empty() {
             connection.answer(answer);
@@ -487,7 +504,7 @@ impl Reader {
         // There may be questions that had to wait until it had fewer under way.
         let mut fate = self.answer_input(index, &mut connection, now);
         if fate == Fate::Stays {
-            fate = connection.flush(now);
+            fate = self.answer_and_flush(index, &mut connection, now);
         }
         self.settle(index, connection, fate);
     }

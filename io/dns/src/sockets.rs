@@ -107,12 +107,23 @@ impl Listening {
                 config.port
             };
             let address = SocketAddr::new(*ip, port);
-            for reader in &mut listening.readers {
-                reader.udp.push(udp(address).map_err(listen_error(address, "UDP"))?);
-                reader.tcp.push(tcp(address).map_err(listen_error(address, "TCP"))?);
+            match (0..readers).map(|_| pair(address)).collect::<Result<Vec<_>, _>>() {
+                Ok(pairs) => listening.add(pairs),
+                Err(error) if config.optional.contains(ip) => {
+                    tracing::warn!("{error}; the other addresses are served");
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(listening)
+    }
+
+    /// One pair for each reader.
+    fn add(&mut self, pairs: Vec<(UdpSocket, TcpListener)>) {
+        for (reader, (udp, tcp)) in self.readers.iter_mut().zip(pairs) {
+            reader.udp.push(udp);
+            reader.tcp.push(tcp);
+        }
     }
 
     pub fn addresses(&self) -> Vec<SocketAddr> {
@@ -139,6 +150,11 @@ fn free_port(any: SocketAddr) -> io::Result<u16> {
         }
     }
     Err(last)
+}
+
+fn pair(address: SocketAddr) -> Result<(UdpSocket, TcpListener), Error> {
+    let udp = udp(address).map_err(listen_error(address, "UDP"))?;
+    Ok((udp, tcp(address).map_err(listen_error(address, "TCP"))?))
 }
 
 fn listen_error(address: SocketAddr, transport: &'static str) -> impl Fn(io::Error) -> Error {

@@ -108,18 +108,23 @@ impl SettingsFile {
         let opened = std::fs::read(&path).ok();
         let file = Self { path: Some(path), kept: Some(kept), opened, problem: Mutex::default() };
         let settings = match file.parse(file.opened.as_deref()) {
-            Ok(settings) => {
-                file.keep(&settings);
-                settings
-            }
+            Ok(settings) => settings,
             Err(problem) => {
-                tracing::error!(problem, "the last settings of names that could be used are in force");
-                file.set_problem(Some(problem));
-                let last = file.kept.as_ref().and_then(|kept| std::fs::read_to_string(kept).ok());
-                last.and_then(|text| Settings::parse(&text).ok()).unwrap_or_default()
+                file.refused(problem);
+                file.last_kept()
             }
         };
         (file, settings)
+    }
+
+    pub(crate) fn refused(&self, problem: String) {
+        tracing::error!(problem, "the last settings of names that could be used are in force");
+        self.set_problem(Some(problem));
+    }
+
+    pub(crate) fn last_kept(&self) -> Settings {
+        let last = self.kept.as_ref().and_then(|kept| std::fs::read_to_string(kept).ok());
+        last.and_then(|text| Settings::parse(&text).ok()).unwrap_or_default()
     }
 
     fn parse(&self, text: Option<&[u8]>) -> Result<Settings, String> {
@@ -130,7 +135,7 @@ impl SettingsFile {
         Settings::parse(text).map_err(|error| error.to_string())
     }
 
-    fn keep(&self, settings: &Settings) {
+    pub(crate) fn keep(&self, settings: &Settings) {
         let Some(kept) = &self.kept else { return };
         if let Err(error) = write_atomically(kept, &settings.to_yaml()) {
             tracing::warn!(file = %kept.display(), %error, "the settings of names cannot be kept for the next start");

@@ -402,7 +402,7 @@ async fn start_daemon(command: impl Fn(u16) -> Command) -> (Daemon, SocketAddr) 
 /// Asks a program of Debian's, on a port that it is told.
 async fn ask_daemon(test: &str, program: &str, command: impl Fn(&Path, u16) -> Command) {
     if !Path::new(program).exists() {
-        return skip::skip(test, &format!("{program} is not installed"));
+        return skip::skip(test, format!("{program} is not installed"));
     }
     let dir = tempfile::tempdir().unwrap();
     let (_daemon, address) = start_daemon(|port| command(dir.path(), port)).await;

@@ -9,6 +9,8 @@ use std::time::Duration;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use support::{Behaviour, Running, UpstreamServer, message, plan, question, rows};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use weft_dns::{Config, Settings};
 use weft_plan::NamePlan;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,6 +115,61 @@ async fn pipelined_questions_do_not_wait_for_slow_ones() {
     tcp.send(&[slow.clone(), quick.clone()]).await;
     assert_eq!(tcp.receive().await.metadata.id, quick.metadata.id);
     assert_eq!(tcp.receive().await.metadata.id, slow.metadata.id);
+    server.stop().await;
+}
+
+/// More answers than wait for one client at a time, and the client has said that no more questions come.
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_that_come_in_one_burst_are_all_answered() {
+    const QUESTIONS: usize = 2000;
+    let dir = tempfile::tempdir().unwrap();
+    let server = Running::start(dir.path(), vec![]).await;
+    server.put_plan(&plan(90)).await;
+    let message = question("many.shop.svc.cluster.local.", RecordType::A).to_vec().unwrap();
+    let mut burst = Vec::new();
+    for _ in 0..QUESTIONS {
+        burst.extend((message.len() as u16).to_be_bytes());
+        burst.extend(&message);
+    }
+    let (mut read, mut write) = server.tcp().await.0.into_split();
+    let asking = tokio::spawn(async move {
+        write.write_all(&burst).await.unwrap();
+        write.shutdown().await.unwrap();
+        write
+    });
+    let mut answers = Vec::new();
+    let all = read.read_to_end(&mut answers);
+    tokio::time::timeout(Duration::from_secs(60), all).await.expect("the connection stands still").unwrap();
+    let mut rest = &answers[..];
+    let mut count = 0;
+    while let Some((length, after)) = rest.split_first_chunk::<2>() {
+        rest = &after[u16::from_be_bytes(*length).into()..];
+        count += 1;
+    }
+    assert_eq!(count, QUESTIONS);
+    drop(asking.await.unwrap());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_optional_and_cannot_be_had_leaves_cluster_names_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    // Without SO_REUSEPORT: nobody else can have it.
+    let taken = std::net::UdpSocket::bind("127.0.0.2:0").unwrap();
+    let listen = vec!["127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap()];
+    let mut config = Config::new("node1", listen, dir.path().join("names"), dir.path().join("proxy.sock"));
+    config.optional = vec!["127.0.0.2".parse().unwrap()];
+    config.port = taken.local_addr().unwrap().port();
+    let missing = "forward: [{zones: [.], servers: [{address: 192.0.2.1, transport: tls, serverName: dns.example, \
+                   caFile: /nowhere/ca.pem}]}]";
+    config.settings = Settings::parse(missing).unwrap();
+    let server = Running::start_with(config).await;
+    server.put_plan(&plan(1)).await;
+    assert_eq!(rows(&server.ask("web.shop.svc.cluster.local.", RecordType::A).await).len(), 1);
+    let status = server.status().await;
+    assert_eq!(status["listen"].as_array().unwrap().len(), 1);
+    let problem = status["settings"]["problem"].as_str().unwrap();
+    assert!(problem.contains("/nowhere/ca.pem"), "{problem}");
     server.stop().await;
 }
 

@@ -40,7 +40,7 @@ pub fn write(service: &Service, pods: &[Arc<Pod>], existing: Option<&Endpoints>)
     });
     let (subsets, over) = subsets(service, family, behind, early);
     let labels = written_labels(service);
-    let over = over.then(|| json!("truncated")).unwrap_or_default();
+    let over = if over { json!("truncated") } else { Value::Null };
     let (namespace, name) = (meta::namespace(&service.metadata), meta::name(&service.metadata));
     let Some(existing) = existing else {
         let object = Endpoints {
@@ -92,7 +92,7 @@ fn subsets<'a>(
         let is_late = !(early || pods::is_ready(pod));
         known.push((is_late, ip, key, endpoint_address(service, pod, address)));
     }
-    known.sort_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)));
+    known.sort_by_key(|(is_late, ip, ..)| (*is_late, *ip));
     let over = known.len() > MOST_ADDRESSES;
     known.truncate(MOST_ADDRESSES);
     let mut subsets: BTreeMap<String, EndpointSubset> = BTreeMap::new();
@@ -202,23 +202,26 @@ fn is_mirror_of(slice: &discovery::EndpointSlice, endpoints: &Endpoints) -> bool
         && !meta::is_terminating(&slice.metadata)
 }
 
+/// Of one family and one set of ports.
+type Group = (Vec<discovery::EndpointPort>, Vec<discovery::Endpoint>);
+
 /// By name: one slice for each family, set of ports and thousand of addresses.
 fn mirrored(endpoints: &Endpoints) -> BTreeMap<String, discovery::EndpointSlice> {
-    let mut groups: BTreeMap<(&str, String), (Vec<discovery::EndpointPort>, Vec<discovery::Endpoint>)> =
-        BTreeMap::new();
+    let mut groups: BTreeMap<(&str, String), Group> = BTreeMap::new();
     let mut seen = BTreeSet::new();
-    for subset in endpoints.subsets.iter().flatten() {
-        let ports: Vec<_> = subset.ports.iter().flatten().map(slice_port).collect();
-        let ready = subset.addresses.iter().flatten().map(|address| (address, true));
-        let late = subset.not_ready_addresses.iter().flatten().map(|address| (address, false));
-        for (address, is_ready) in ready.chain(late) {
-            let Ok(ip) = address.ip.parse::<IpAddr>() else { continue };
-            let family = if ip.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
-            let key = (family.name(), to_value(&ports).to_string());
-            // The first word about an address counts: it is ready if any subset of these ports says so.
-            if seen.insert((key.clone(), ip)) {
-                let group = groups.entry(key).or_insert_with(|| (ports.clone(), Vec::new()));
-                group.1.push(slice_endpoint(address, is_ready));
+    // Those that are ready come first: an address is ready if any subset of these ports says so.
+    for is_ready in [true, false] {
+        for subset in endpoints.subsets.iter().flatten() {
+            let ports: Vec<_> = subset.ports.iter().flatten().map(slice_port).collect();
+            let addresses = if is_ready { &subset.addresses } else { &subset.not_ready_addresses };
+            for address in addresses.iter().flatten() {
+                let Ok(ip) = address.ip.parse::<IpAddr>() else { continue };
+                let family = if ip.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
+                let key = (family.name(), to_value(&ports).to_string());
+                if seen.insert((key.clone(), ip)) {
+                    let group = groups.entry(key).or_insert_with(|| (ports.clone(), Vec::new()));
+                    group.1.push(slice_endpoint(address, is_ready));
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use tokio::time::Instant;
 use weft_model::Shared;
 use weft_plan::{NamePlan, NameVersion, write_names};
 
@@ -20,19 +21,23 @@ pub async fn follow(agent: Arc<Agent>) {
     let mut delivery = Delivery::new();
     let socket = agent.config.socket.with_file_name("proxy.sock");
     let mut applied = agent.applier.subscribe();
+    // Counts on while plans come: a busy cluster must not put off the look at a name server that started anew.
+    let mut due = Instant::now() + CHECK;
     loop {
         let state = applied.borrow_and_update().state.clone();
-        let mut pause = CHECK;
         if let Some(names) = state.map(|state| state.compiled.plan.names.clone())
             && !delivery.has(&names)
             && let Err(error) = delivery.deliver(&socket, names).await
         {
             tracing::debug!("names not delivered yet: {error:#}");
-            pause = RETRY;
+            due = due.min(Instant::now() + RETRY);
         }
         tokio::select! {
             changed = applied.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(pause) => delivery.check(&socket).await,
+            () = tokio::time::sleep_until(due) => {
+                delivery.check(&socket).await;
+                due = Instant::now() + CHECK;
+            }
         }
     }
 }

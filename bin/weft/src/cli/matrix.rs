@@ -105,18 +105,27 @@ struct Unopened(BTreeSet<(Addr, Protocol, Port)>);
 
 impl Unopened {
     fn of(cells: &[Cell], measured: &[Measured]) -> Self {
-        let tried = cells.iter().zip(measured);
-        let refused = tried.filter(|(cell, measured)| {
-            matches!(cell.to, Target::Pod(_))
-                && cell.reach == Reach::Connected
-                && **measured == Ok(Outcome::Refused)
-        });
-        Self(refused.map(|(cell, _)| (cell.address, cell.protocol, cell.port)).collect())
+        let measured_as = |outcome: Outcome| {
+            let tried = cells.iter().zip(measured);
+            let these = tried.filter(move |(cell, measured)| {
+                matches!(cell.to, Target::Pod(_))
+                    && cell.reach == Reach::Connected
+                    && **measured == Ok(outcome)
+            });
+            these.map(|(cell, _)| (cell.address, cell.protocol, cell.port))
+        };
+        let mut closed: BTreeSet<_> = measured_as(Outcome::Refused).collect();
+        // What one client reaches is open: another's refusal is a difference.
+        measured_as(Outcome::Connected).for_each(|open| _ = closed.remove(&open));
+        Self(closed)
     }
 
     /// A service's port is as closed as the ones it leads to.
     fn explains(&self, snapshot: &Snapshot, cell: &Cell, outcome: Outcome) -> Option<String> {
-        if outcome != Outcome::Refused || agrees(&cell.reach, outcome) {
+        if outcome != Outcome::Refused
+            || agrees(&cell.reach, outcome)
+            || !agrees(&cell.reach, Outcome::Connected)
+        {
             return None;
         }
         match &cell.to {
@@ -125,11 +134,17 @@ impl Unopened {
                 closed.then(|| format!("pod {pod} declares {}/{}, nobody listens", cell.port, cell.protocol))
             }
             Target::Service(service) => {
+                let mut ports = snapshot.services.get(service)?.ports.iter();
+                let asked = ports.find(|port| port.port == cell.port && port.protocol == cell.protocol)?;
                 let slices = snapshot.slices.values().filter(|slice| slice.service == *service);
                 let mut backends = slices.flat_map(|slice| {
                     let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
-                    addresses.flat_map(|addr| {
-                        slice.ports.iter().map(|(_, protocol, port)| (*addr, *protocol, *port))
+                    let ports = slice
+                        .ports
+                        .iter()
+                        .filter(|(name, protocol, _)| *name == asked.name && *protocol == asked.protocol);
+                    addresses.flat_map(move |addr| {
+                        ports.clone().map(|(_, protocol, port)| (*addr, *protocol, *port))
                     })
                 });
                 let (addr, protocol, port) = backends.find(|backend| self.0.contains(backend))?;
