@@ -155,7 +155,7 @@ mod tests {
     fn only_pods_and_nodes_see_a_pods_own_address() {
         let cidr = |text: &str| text.parse::<Cidr>().unwrap();
         let node = |number: u8| Node {
-            name: NodeName::new(&format!("n{number}")),
+            name: NodeName::new(format!("n{number}")),
             labels: BTreeMap::new(),
             addresses: vec![format!("172.30.0.1{number}").parse().unwrap()],
             pod_cidrs: BTreeSet::from([cidr(&format!("10.244.{number}.0/24"))]),
@@ -166,7 +166,7 @@ mod tests {
         snapshot.settings.pod_cidrs = vec![cidr("10.244.0.0/16")];
         snapshot.settings.node_cidrs = vec![cidr("172.30.0.0/24")];
         for number in [1, 2] {
-            snapshot.nodes.insert(NodeName::new(&format!("n{number}")), node(number));
+            snapshot.nodes.insert(NodeName::new(format!("n{number}")), node(number));
         }
         let settings = settings(&snapshot, &NodeName::new("n1"), &mut Vec::new());
         let keeps = ["10.244.0.0/16", "172.30.0.11/32", "172.30.0.12/32"].map(cidr);

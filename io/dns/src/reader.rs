@@ -15,10 +15,9 @@ use crate::fair::{Admission, FairQueue, Permit, Shed};
 use crate::metrics::Metrics;
 use crate::poll::{Bell, Interest, Poll};
 use crate::quick::{Look, Quick, Written};
-use crate::ready::Source;
 use crate::reply::Transport;
 use crate::serve::{Made, Server, Step, Waiting};
-use crate::tally::Tally;
+use crate::tally::{Sources, Tally};
 use crate::watch_queries::{Seen, Watchers};
 use crate::wire;
 
@@ -585,32 +584,5 @@ impl Serving {
         tally.took(made.source, arrived.elapsed(), 1);
         self.metrics.serving.add(&mut tally);
         answer
-    }
-}
-
-/// How many answers of a batch came from where.
-#[derive(Default)]
-struct Sources {
-    plan: u64,
-    cache: u64,
-}
-
-impl Sources {
-    fn count(&mut self, tally: &mut Tally, transport: Transport, written: &Written) {
-        tally.question(transport, Some(written.kind));
-        tally.answer(written.source, written.code.into());
-        tally.truncated += u64::from(written.truncated);
-        match written.source {
-            Source::Plan => self.plan += 1,
-            _ => self.cache += 1,
-        }
-    }
-
-    fn took(&self, tally: &mut Tally, time: Duration) {
-        for (source, count) in [(Source::Plan, self.plan), (Source::Cache, self.cache)] {
-            if count > 0 {
-                tally.took(source, time, count);
-            }
-        }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::fair::Shed;
 use crate::metrics::Counter;
+use crate::quick::Written;
 use crate::ready::Source;
 use crate::reply::Transport;
 
@@ -239,6 +240,33 @@ fn row(text: &mut String, name: &str, labels: &str, count: u64) {
         "" => writeln!(text, "{name} {count}"),
         labels => writeln!(text, "{name}{{{labels}}} {count}"),
     };
+}
+
+/// How many answers of a batch came from where.
+#[derive(Default)]
+pub struct Sources {
+    plan: u64,
+    cache: u64,
+}
+
+impl Sources {
+    pub fn count(&mut self, tally: &mut Tally, transport: Transport, written: &Written) {
+        tally.question(transport, Some(written.kind));
+        tally.answer(written.source, written.code.into());
+        tally.truncated += u64::from(written.truncated);
+        match written.source {
+            Source::Plan => self.plan += 1,
+            _ => self.cache += 1,
+        }
+    }
+
+    pub fn took(&self, tally: &mut Tally, time: Duration) {
+        for (source, count) in [(Source::Plan, self.plan), (Source::Cache, self.cache)] {
+            if count > 0 {
+                tally.took(source, time, count);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ impl World {
         }
     }
 
-    fn reply(&mut self, asked: &str, decision: NameDecision) -> Reply {
+    fn reply(&mut self, decision: NameDecision) -> Reply {
         match decision.answer {
             NameAnswer::Records(records) => {
                 let addresses = records.iter().map(ToString::to_string).collect();
@@ -137,7 +137,7 @@ impl World {
                         found => return found,
                     }
                 }
-                self.reply(asked, *walk.then)
+                self.reply(*walk.then)
             }
         }
     }
@@ -149,7 +149,7 @@ impl World {
                 Some(_) => answer_to(&self.plan, client, &name, QueryType::A),
                 None => answer(&self.plan, &name, QueryType::A),
             };
-            match self.reply(&name, decision) {
+            match self.reply(decision) {
                 Reply::Found(name, addresses) => return Some((name, addresses)),
                 Reply::NoData if at_no_data == AtNoData::Stop => return None,
                 Reply::NoData | Reply::NxDomain => {}
