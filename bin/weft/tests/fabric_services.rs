@@ -49,7 +49,7 @@ spec: {type: LoadBalancer, loadBalancerClass: example.com/cloud, ports: [{port: 
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: late}
+metadata: {name: waits}
 spec: {type: LoadBalancer, ipFamilies: [IPv4], ports: [{port: 82}], selector: {app: web}}
 ---
 apiVersion: v1
@@ -140,15 +140,15 @@ fn health_checks(fabric: &Fabric) {
 
 fn said(fabric: &Fabric) {
     let full = || {
-        condition(fabric, "late", "weft.dev/AddressAssigned")
+        condition(fabric, "waits", "weft.dev/AddressAssigned")
             .is_some_and(|said| said["reason"] == "PoolExhausted")
     };
-    assert!(wait_until(PATIENCE, full), "{}", service(fabric, "late"));
+    assert!(wait_until(PATIENCE, full), "{}", service(fabric, "waits"));
     let told = || {
         let events = fabric.get("/apis/events.k8s.io/v1/namespaces/default/events");
         let events = events["items"].as_array().cloned().unwrap_or_default();
         events.iter().any(|event| {
-            event["regarding"]["name"] == "late"
+            event["regarding"]["name"] == "waits"
                 && event["reason"] == "PoolExhausted"
                 && event["type"] == "Warning"
         })
