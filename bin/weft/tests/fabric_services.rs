@@ -50,7 +50,7 @@ spec: {type: LoadBalancer, loadBalancerClass: example.com/cloud, ports: [{port: 
 apiVersion: v1
 kind: Service
 metadata: {name: waits}
-spec: {type: LoadBalancer, ipFamilies: [IPv4], ports: [{port: 82}], selector: {app: web}}
+spec: {ipFamilies: [IPv4], ports: [{port: 82}], selector: {app: web}}
 ---
 apiVersion: v1
 kind: Service
@@ -139,6 +139,9 @@ fn health_checks(fabric: &Fabric) {
 }
 
 fn said(fabric: &Fabric) {
+    // Only now: of services made in the same second, chance says which comes first.
+    let wanted = serde_json::json!({"spec": {"type": "LoadBalancer"}});
+    fabric.patch("/api/v1/namespaces/default/services/waits", &wanted);
     let full = || {
         condition(fabric, "waits", "weft.dev/AddressAssigned")
             .is_some_and(|said| said["reason"] == "PoolExhausted")
