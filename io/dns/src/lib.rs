@@ -1,6 +1,7 @@
 //! The node's name server: sockets around core/decide's name answers, upstream forwarding and its cache.
 //! Which names exist is computed in core/compile; what a question gets is decided in core/decide.
 
+mod as_is;
 mod batch;
 mod believe;
 mod cache;

@@ -365,12 +365,17 @@ fn labels(service: &Service) -> Labels {
     let mut labels = meta::labels(&service.metadata).clone();
     labels.insert(SERVICE_NAME.to_owned(), meta::name(&service.metadata).to_owned());
     labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
+    mark_headless(service, &mut labels);
+    labels
+}
+
+/// As endpoint controllers do: who reads the objects need not read the service.
+pub(super) fn mark_headless(service: &Service, labels: &mut Labels) {
     if service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None") {
         labels.insert(HEADLESS.to_owned(), String::new());
     } else {
         labels.remove(HEADLESS);
     }
-    labels
 }
 
 /// A name that a second look at the same cluster would choose again: it cannot make the slice twice.

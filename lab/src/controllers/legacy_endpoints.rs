@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::effect::{Effect, Kind, Outcome, Target, to_value};
-use super::endpoints::{self, Family, HEADLESS, MANAGED_BY, SERVICE_NAME};
+use super::endpoints::{self, Family, MANAGED_BY, SERVICE_NAME};
 use super::meta::{self, Labels};
 use super::pods;
 
@@ -138,11 +138,7 @@ fn endpoint_address(service: &Service, pod: &Pod, ip: String) -> EndpointAddress
 fn written_labels(service: &Service) -> Labels {
     let mut labels = meta::labels(&service.metadata).clone();
     labels.insert(WRITER_LABEL.to_owned(), WRITER.to_owned());
-    if service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None") {
-        labels.insert(HEADLESS.to_owned(), String::new());
-    } else {
-        labels.remove(HEADLESS);
-    }
+    endpoints::mark_headless(service, &mut labels);
     labels
 }
 

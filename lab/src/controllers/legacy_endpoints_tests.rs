@@ -1,6 +1,7 @@
 //! Endpoints from services and pods, and slices from Endpoints.
 
 use super::*;
+use crate::controllers::endpoints::HEADLESS;
 use crate::controllers::testing::{merge, parse, pod};
 
 fn service(more: Value) -> Service {
